@@ -1,0 +1,50 @@
+"""`nuclora cv`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nuclora.cli.options import AsJson, BaseName, Data, DataFormat, RecipeName, SetFields, Weights, overrides
+
+
+def cv(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an interrupted run in it is gone on with.")],
+    recipe: RecipeName = "paper",
+    base: BaseName = None,
+    weights: Weights = None,
+    set_fields: SetFields = None,
+    folds: Annotated[str | None, typer.Option(help="Only these folds, as in 4,5.", show_default="all")] = None,
+    k: Annotated[int, typer.Option("-k", min=2, help="Number of folds.")] = 5,
+    by: Annotated[str, typer.Option(help="Deal out single tiles, or whole organs: tile or organ.")] = "tile",
+    fold_table: Annotated[
+        Path | None, typer.Option("--fold-table", help="CSV of `nuclora folds` in place of -k and --by.")
+    ] = None,
+    zero_shot: Annotated[bool, typer.Option(help="Also evaluate the base as it came.")] = True,
+    tensorboard: Annotated[bool, typer.Option(help="Also write TensorBoard scalars (extra: track).")] = False,
+    data_format: DataFormat = None,
+    json_: AsJson = False,
+) -> None:
+    """Cross-validate: train and evaluate every fold; goes on from what the run holds."""
+    from nuclora.cli.runs import cross_validate_and_print, parse_folds
+    from nuclora.data import open_tiles
+    from nuclora.data.folds import FoldTable, make_folds
+    from nuclora.recipe import load_recipe
+
+    loaded = load_recipe(recipe, overrides(base, set_fields))
+    tiles = open_tiles(data, data_format)
+    table = FoldTable.read(fold_table) if fold_table else make_folds(tiles, k, loaded.seed, by)
+    cross_validate_and_print(
+        tiles,
+        loaded,
+        out,
+        fold_table=table,
+        folds=parse_folds(folds),
+        weights=weights,
+        zero_shot=zero_shot,
+        tensorboard=tensorboard,
+        as_json=json_,
+    )

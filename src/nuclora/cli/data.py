@@ -1,0 +1,142 @@
+"""``nuclora data``: fetch, check and synthesise labelled data sets."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress, TaskID
+
+    from nuclora.data.check import CheckReport, GroupStatistics
+
+app = typer.Typer(help="Fetch, check and synthesise labelled data sets.", no_args_is_help=True)
+
+BAD_INPUT = 2
+
+
+@app.command()
+def fetch(
+    name: Annotated[Literal["nuinsseg"], typer.Argument(help="Name of the data set.")],
+    dest: Annotated[Path, typer.Argument(help="New folder for it.")],
+) -> None:
+    """Download a public data set; run it again to go on after a break."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    from nuclora.data.fetch import fetch_nuinsseg
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, TimeRemainingColumn(), console=_stderr()) as bar:
+        fetch_nuinsseg(dest, _phases(bar))
+    typer.echo(f"{name} is in {dest}; look it over with: nuclora data check {shlex.quote(str(dest))}")
+
+
+@app.command()
+def check(
+    data: Annotated[Path, typer.Argument(help="Folder of the labelled data set.")],
+    format: Annotated[str | None, typer.Option(help="Format of the data: nuinsseg or folder.")] = None,
+    max_faults: Annotated[int, typer.Option(min=1, help="Print at most so many faults; --json has all.")] = 20,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Open every file and say, file by file, what is wrong; exit code 2 if it would spoil training."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from nuclora.data.check import check_data
+
+    columns = (TextColumn("checking tiles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_stderr(), transient=True) as bar:
+        task = bar.add_task("", total=None)
+        report = check_data(data, format, lambda done, total: bar.update(task, completed=done, total=total))
+    if json_output:
+        typer.echo(json.dumps(asdict(report)))
+    else:
+        _print_report(report, max_faults)
+    if report.faults:
+        raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def synth(
+    dest: Annotated[Path, typer.Argument(help="New folder for the data set, in NuInsSeg's layout.")],
+    tiles: Annotated[int, typer.Option(min=1, help="Number of tiles.")] = 24,
+    size: Annotated[int, typer.Option(min=32, help="Side of a tile in pixels.")] = 256,
+    organs: Annotated[int, typer.Option(min=1, help="Number of organs, each with its own look.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Seed; equal seeds make equal tiles.")] = 0,
+) -> None:
+    """Write synthetic H&E tiles with exact labels."""
+    from nuclora.data.synthetic import write_dataset
+
+    write_dataset(dest, tiles=tiles, size=size, organs=organs, seed=seed)
+    typer.echo(f"{tiles} tiles of {organs} organs in {dest}")
+
+
+def _stderr() -> Console:
+    from rich.console import Console
+
+    return Console(stderr=True)
+
+
+def _phases(bar: Progress) -> Callable[[str, int, int | None], None]:
+    """A callback that gives each phase its own bar when it begins."""
+    tasks: dict[str, TaskID] = {}
+
+    def update(phase: str, done: int, total: int | None) -> None:
+        if phase not in tasks:
+            tasks[phase] = bar.add_task(phase, total=total)
+        bar.update(tasks[phase], completed=done, total=total)
+
+    return update
+
+
+def _print_report(report: CheckReport, max_faults: int) -> None:
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from nuclora.data.tiles import counted
+
+    console = Console()
+    grid = Table(
+        "organ",
+        "tiles",
+        "nuclei",
+        "size, px",
+        "area, px²\np5 / p50 / p95",
+        "diameter, px\np5 / p50 / p95",
+        title=f"{escape(report.root)} ({report.format})",
+    )
+    for column in grid.columns[1:]:
+        column.justify, column.no_wrap = "right", True
+    for row in report.groups:
+        grid.add_row(*_cells(row))
+    if report.total.tiles:
+        grid.add_section()
+        grid.add_row(*_cells(report.total, f"{len(report.groups)} organs"), style="bold")
+    console.print(grid)
+    for note in report.notes:
+        named = ", ".join(note.tiles[:3]) + (", ..." if len(note.tiles) > 3 else "")
+        console.print(f"[cyan]note[/]   {escape(note.text)}: {escape(named)}", highlight=False)
+    for fault in report.faults[:max_faults]:
+        mend = f"; {fault.mend}" if fault.mend else ""
+        console.print(f"[red]fault[/]  {escape(fault.path)}: {escape(fault.reason + mend)}", highlight=False)
+    hidden = len(report.faults) - max_faults
+    if hidden > 0:
+        console.print(f"[red]fault[/]  and {hidden} more: see --max-faults or --json", highlight=False)
+    if report.faults:
+        console.print(f"[bold red]{counted(len(report.faults), 'fault')} would spoil training[/]", highlight=False)
+    else:
+        console.print("[bold green]no faults: fit for training[/]", highlight=False)
+
+
+def _cells(row: GroupStatistics, name: str | None = None) -> tuple[str, ...]:
+    height, width, _ = row.sizes[0]
+    others = f" and {len(row.sizes) - 1} more" if len(row.sizes) > 1 else ""
+    spread = [" / ".join(f"{value:.0f}" for value in values) if values else "-" for values in (row.area, row.diameter)]
+    return name or row.group, str(row.tiles), f"{row.nuclei:,}", f"{height} x {width}{others}", *spread

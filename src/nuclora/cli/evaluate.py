@@ -1,0 +1,130 @@
+"""`nuclora evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from nuclora.cli.options import AsJson, DataFormat, Weights
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+_SHOWN = ("dice", "aji", "aji_plus", "dq", "sq", "pq", "f1", "msa", "count_error")
+
+
+def evaluate(
+    places: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[MODEL] DATA",
+            help="An adapter, a run or a base; and a folder of labelled tiles.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder of the results; an interrupted evaluation in it is gone on with."),
+    ],
+    protocols: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--protocol", "-p", help="oracle-box, oracle-point or automatic; may be repeated.", show_default="all"
+        ),
+    ] = None,
+    base: Annotated[
+        str | None, typer.Option("--base", help="Evaluate this base as it came, in place of MODEL.")
+    ] = None,
+    weights: Weights = None,
+    automatic_tiles: Annotated[
+        int | None, typer.Option(min=1, help="At most so many tiles a fold for automatic.", show_default="the recipe's")
+    ] = None,
+    points_per_side: Annotated[
+        int | None, typer.Option(min=1, help="Density of automatic's grid.", show_default="the recipe's")
+    ] = None,
+    input_size: Annotated[
+        int | None, typer.Option(min=32, help="Side of the square input in pixels.", show_default="the model's")
+    ] = None,
+    precision: Annotated[str, typer.Option(help="Compute in this: no (float32), bf16 or fp16.")] = "no",
+    data_format: DataFormat = None,
+    json_: AsJson = False,
+) -> None:
+    """Score an adapter, a run or a bare base on labelled tiles."""
+    import json
+    from typing import cast
+
+    from rich.console import Console
+
+    from nuclora.cli.progress import ProgressMonitor
+    from nuclora.data import open_tiles
+    from nuclora.errors import NucloraError
+    from nuclora.inference.predictor import PRECISIONS, Precision
+    from nuclora.inference.protocols import PROTOCOLS
+    from nuclora.inference.standalone import evaluate_source, find_source
+
+    model, data = _model_and_data(places, base)
+    chosen = tuple(dict.fromkeys(protocols or PROTOCOLS))
+    for name, known in ((precision, PRECISIONS), *((protocol, PROTOCOLS) for protocol in chosen)):
+        if name not in known:
+            raise NucloraError(f"no such choice: {name}", mend=f"choose one of {', '.join(known)}")
+    tiles = open_tiles(data, data_format)
+    source = find_source(model, tiles)
+    settings = source.settings
+    if automatic_tiles:
+        settings = settings.model_copy(update={"automatic_tiles": automatic_tiles})
+    if points_per_side:
+        grid = settings.grid.model_copy(update={"points_per_side": points_per_side})
+        settings = settings.model_copy(update={"grid": grid})
+    monitor = ProgressMonitor()
+    try:
+        summary = evaluate_source(
+            source,
+            tiles,
+            out,
+            protocols=chosen,
+            settings=settings,
+            weights=weights,
+            precision=cast(Precision, precision),
+            input_size=input_size,
+            progress=lambda done, total: monitor.evaluated(model, done, total),
+        )
+    finally:
+        monitor.close()
+    console = Console()
+    if json_:
+        console.print_json(json.dumps(summary))
+    else:
+        _print_table(console, model, summary["protocols"])
+        console.print(f"scores and labels: {out}", soft_wrap=True, highlight=False)
+
+
+def _model_and_data(places: list[str], base: str | None) -> tuple[str, str]:
+    from nuclora.errors import NucloraError
+
+    wanted = 1 if base else 2
+    if len(places) != wanted:
+        raise NucloraError(
+            f"{len(places)} places given, {wanted} wanted",
+            mend="write `nuclora evaluate MODEL DATA -o OUT` or `nuclora evaluate --base NAME DATA -o OUT`",
+        )
+    return (base, places[0]) if base else (places[0], places[1])
+
+
+def _print_table(console: Console, model: str, protocols: dict[str, Any]) -> None:
+    from rich.table import Table
+
+    table = Table(title=f"{model}: mean and 95 % interval over tiles", title_justify="left")
+    table.add_column("measure")
+    for name, summary in protocols.items():
+        table.add_column(f"{name}, {summary['tiles']} tiles", justify="right")
+    for measure in _SHOWN:
+        cells = []
+        for summary in protocols.values():
+            low, high = summary["interval"][measure]
+            cells.append(f"{summary['mean'][measure]:.3f}  [{low:.3f}, {high:.3f}]".replace("[", r"\["))
+        table.add_row(measure, *cells)
+    console.print(table)
+    for name, summary in protocols.items():
+        console.print(f"{name}: {summary['description']}", soft_wrap=True, highlight=False)

@@ -1,0 +1,66 @@
+"""``nuclora folds``: write the fold table of a data set."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+if TYPE_CHECKING:
+    from nuclora.data.folds import FoldTable
+
+
+def folds(
+    data: Annotated[Path, typer.Argument(help="Folder of the labelled data set.")],
+    k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
+    seed: Annotated[int, typer.Option(help="Seed of the shuffle: 42 is the study's, 19 the data set's.")] = 42,
+    by: Annotated[
+        Literal["tile", "organ"],
+        typer.Option(help="Deal out tiles at random, or whole organs (leave-organ-out; the seed has no effect)."),
+    ] = "tile",
+    output: Annotated[Path, typer.Option("-o", "--output", help="CSV file to write.")] = Path("folds.csv"),
+    format: Annotated[str | None, typer.Option(help="Format of the data: nuinsseg or folder.")] = None,
+    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Deal the tiles of a data set into cross-validation folds, and write the table as CSV."""
+    from nuclora.data import open_tiles
+    from nuclora.data.folds import make_folds
+
+    table = make_folds(open_tiles(data, format), k, seed, by)
+    table.write(output)
+    if json_output:
+        summary = [
+            {
+                "fold": fold,
+                "test": len(table.test(fold)),
+                "train": len(table.train(fold)),
+                "groups": _groups(table, fold),
+            }
+            for fold in table.folds
+        ]
+        typer.echo(json.dumps({"path": str(output), "sha256": table.sha256, "by": by, "seed": seed, "folds": summary}))
+    else:
+        _print(table, output)
+
+
+def _groups(table: FoldTable, fold: int) -> list[str]:
+    return sorted({row.group for row in table.rows if row.fold == fold})
+
+
+def _print(table: FoldTable, output: Path) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    grid = Table("fold", "test tiles", "training tiles", "test organs", title=f"{len(table.rows)} tiles")
+    for column in grid.columns[:3]:
+        column.justify = "right"
+    for fold in table.folds:
+        groups = _groups(table, fold)
+        named = ", ".join(groups) if len(groups) <= 8 else f"{len(groups)} organs"
+        grid.add_row(str(fold), str(len(table.test(fold))), str(len(table.train(fold))), named)
+    console.print(grid)
+    console.print(f"sha256 {table.sha256}", highlight=False)
+    console.print(f"written to {output}", highlight=False)

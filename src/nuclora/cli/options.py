@@ -1,0 +1,28 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Data = Annotated[Path, typer.Argument(help="Folder of labelled tiles.", show_default=False)]
+DataFormat = Annotated[
+    str | None,
+    typer.Option("--format", help="Layout of the tiles: nuinsseg or folder.", show_default="found by looking"),
+]
+RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")]
+BaseName = Annotated[str | None, typer.Option("--base", help="Base network in place of the recipe's.")]
+Weights = Annotated[
+    Path | None, typer.Option("--weights", help="File or folder of the base's weights.", show_default="looked for")
+]
+SetFields = Annotated[
+    list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a recipe field; may be repeated.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
+
+
+def overrides(base: str | None, fields: list[str] | None) -> list[str]:
+    """The recipe overrides that `--base` and `--set` amount to."""
+    return [*([f"base={base}"] if base else []), *(fields or [])]

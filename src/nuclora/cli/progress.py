@@ -1,0 +1,93 @@
+"""A run's progress on the terminal: a live bar where there is one, a line now and then where not."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+
+from nuclora.training.monitor import Monitor
+
+_SECONDS_BETWEEN_LINES = 60.0
+
+
+class ProgressMonitor(Monitor):
+    """Shows loss, rate, time left and memory on standard error."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True)
+        self._live = self._console.is_terminal
+        self._progress = Progress(
+            TextColumn("[bold]{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[detail]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            console=self._console,
+            disable=not self._live,
+        )
+        self._progress.start()
+        self._task: TaskID | None = None
+        self._title = ""
+        self._count = 0
+        self._total = 0
+        self._began = self._said = time.monotonic()
+
+    def training(self, fold: int, steps: int, done: int) -> None:
+        self._begin(f"train fold {fold}" if fold else "train", steps, done)
+
+    def record(self, fold: int, record: Mapping[str, Any]) -> None:
+        if record["kind"] == "step":
+            self._advance(
+                f"loss {record['loss']:.4f}  {record['tiles_per_second']:.2f} tiles/s  {record['memory_mb']:,.0f} MB"
+            )
+        elif record["kind"] == "epoch":
+            self._say(f"{self._title}: epoch {record['epoch']}, mean loss {record['loss']:.4f}")
+        else:
+            scores = "  ".join(f"{name.upper()} {record[name]:.3f}" for name in ("dice", "aji", "pq"))
+            self._say(
+                f"{self._title}: step {record['step']}, {record['protocol']} on {record['tiles']} tiles  {scores}"
+            )
+
+    def evaluated(self, title: str, done: int, tiles: int) -> None:
+        if done == 0:
+            self._begin(f"evaluate {title}", tiles, 0)
+        else:
+            self._advance("tiles")
+
+    def close(self) -> None:
+        self._progress.stop()
+
+    def _begin(self, title: str, total: int, done: int) -> None:
+        if self._task is not None:
+            self._progress.remove_task(self._task)
+        self._title, self._total, self._count = title, total, done
+        self._began = self._said = time.monotonic()
+        self._first = done
+        self._task = self._progress.add_task(title, total=total, completed=done, detail="")
+
+    def _advance(self, detail: str) -> None:
+        self._count += 1
+        if self._task is not None:
+            self._progress.update(self._task, advance=1, detail=detail)
+        now = time.monotonic()
+        if not self._live and (now - self._said > _SECONDS_BETWEEN_LINES or self._count == self._total):
+            self._said = now
+            left = (now - self._began) / (self._count - self._first) * (self._total - self._count)
+            self._say(f"{self._title}: {self._count}/{self._total}  {detail}  {left / 60:.0f} min left")
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, highlight=False, soft_wrap=True)

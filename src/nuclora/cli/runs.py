@@ -1,0 +1,90 @@
+"""What `cv`, `train` and `demo` share: a run with its progress shown and its table printed."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from nuclora.cli.progress import ProgressMonitor
+from nuclora.data.folds import FoldTable
+from nuclora.data.tiles import TileSet
+from nuclora.errors import NucloraError
+from nuclora.recipe import Recipe
+from nuclora.report.summary import print_table, write_summary
+from nuclora.run import Run
+from nuclora.training.crossval import cross_validate
+from nuclora.training.monitor import Monitor, Monitors, TensorBoardMonitor
+from nuclora.training.trainer import ALL_TILES
+
+
+def parse_folds(text: str | None) -> list[int] | None:
+    """Fold numbers of a text such as ``4,5``."""
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise NucloraError(f"--folds {text}: not numbers", mend="write e.g. --folds 4,5") from error
+
+
+def cross_validate_and_print(
+    tiles: TileSet,
+    recipe: Recipe,
+    out: Path,
+    *,
+    fold_table: FoldTable | None = None,
+    folds: Sequence[int] | None = None,
+    weights: Path | None = None,
+    zero_shot: bool = True,
+    tensorboard: bool = False,
+    as_json: bool = False,
+) -> Run | None:
+    """Run folds, then write and print the summary.
+
+    Returns:
+        The run; none in the helper processes of a distributed run, which print nothing.
+    """
+    # Set by `accelerate launch` and torchrun.
+    main = os.environ.get("RANK", "0") == "0"
+    monitors: list[Monitor] = [ProgressMonitor()] if main else []
+    if tensorboard and main:
+        monitors.append(_tensorboard(out))
+    monitor = Monitors(monitors)
+    try:
+        run = cross_validate(
+            tiles,
+            recipe,
+            out,
+            fold_table=fold_table,
+            folds=folds,
+            weights=weights,
+            zero_shot=zero_shot,
+            monitor=monitor,
+        )
+    finally:
+        monitor.close()
+    if not main:
+        return None
+    console = Console()
+    if folds and ALL_TILES in folds:
+        adapter = str(run.adapter_folder(ALL_TILES))
+        console.print_json(json.dumps({"adapter": adapter})) if as_json else console.print(f"adapter: {adapter}")
+        return run
+    summary = write_summary(run)
+    if as_json:
+        console.print_json(json.dumps(summary))
+    else:
+        print_table(console, summary)
+        console.print(f"run: {run.folder}   next: nuclora report {run.folder}", soft_wrap=True, highlight=False)
+    return run
+
+
+def _tensorboard(out: Path) -> Monitor:
+    try:
+        return TensorBoardMonitor(out / "tensorboard")
+    except ImportError as error:
+        raise NucloraError("TensorBoard is not installed", mend="pip install 'nuclora[track]'") from error

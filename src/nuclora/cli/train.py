@@ -1,0 +1,43 @@
+"""`nuclora train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nuclora.cli.options import AsJson, BaseName, Data, DataFormat, RecipeName, SetFields, Weights, overrides
+
+
+def train(
+    data: Data,
+    out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an interrupted run in it is gone on with.")],
+    fold: Annotated[
+        int | None, typer.Option(help="Hold this fold out and evaluate on it.", show_default="train on all tiles")
+    ] = None,
+    recipe: RecipeName = "paper",
+    base: BaseName = None,
+    weights: Weights = None,
+    set_fields: SetFields = None,
+    tensorboard: Annotated[bool, typer.Option(help="Also write TensorBoard scalars (extra: track).")] = False,
+    data_format: DataFormat = None,
+    json_: AsJson = False,
+) -> None:
+    """Train one fold, or one adapter on all tiles."""
+    from nuclora.cli.runs import cross_validate_and_print
+    from nuclora.data import open_tiles
+    from nuclora.recipe import load_recipe
+    from nuclora.training.trainer import ALL_TILES
+
+    loaded = load_recipe(recipe, overrides(base, set_fields))
+    cross_validate_and_print(
+        open_tiles(data, data_format),
+        loaded,
+        out,
+        folds=[ALL_TILES if fold is None else fold],
+        weights=weights,
+        zero_shot=False,
+        tensorboard=tensorboard,
+        as_json=json_,
+    )

@@ -1,0 +1,82 @@
+"""Labelled tiles: formats, folds, checks, downloads, augmentation, synthetic data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nuclora.data import folder, nuinsseg
+from nuclora.data.tiles import Listing, Sample, Tile, TileSet
+from nuclora.errors import NucloraError
+
+__all__ = ["FORMATS", "Format", "Listing", "Sample", "Tile", "TileSet", "list_tiles", "open_tiles"]
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one kind of data set is recognised and read.
+
+    Attributes:
+        looks_like: Whether a folder seems to be of this format.
+        list_tiles: Finds the tiles and the incomplete ones.
+        layout: The expected layout in a few words, for errors.
+    """
+
+    looks_like: Callable[[Path], bool]
+    list_tiles: Callable[[Path], Listing]
+    layout: str
+
+
+FORMATS: dict[str, Format] = {
+    module.NAME: Format(module.looks_like, module.list_tiles, module.LAYOUT) for module in (nuinsseg, folder)
+}
+
+
+def open_tiles(root: str | Path, format: str | None = None) -> TileSet:
+    """Open a labelled data set.
+
+    Args:
+        root: Folder of the data set.
+        format: Name in `FORMATS`; by default the one that the folder looks like.
+
+    Returns:
+        The tiles, sorted by the POSIX path of the image relative to the root.
+
+    Raises:
+        NucloraError: No such folder, no known format, or tiles with missing or doubled files.
+    """
+    return list_tiles(root, format).tile_set()
+
+
+def list_tiles(root: str | Path, format: str | None = None) -> Listing:
+    """Find the tiles of a data set without refusing incomplete ones; see `open_tiles`.
+
+    Raises:
+        NucloraError: No such folder, or no known format.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        archive = "unpack it and name the folder" if root.is_file() else None
+        raise NucloraError("not a folder" if root.exists() else "no such folder", path=root, mend=archive)
+    try:
+        name = _look(root) if format is None else format
+        if name not in FORMATS:
+            raise NucloraError(f"no data format named {name!r}", mend=f"use one of {', '.join(FORMATS)}")
+        return FORMATS[name].list_tiles(root)
+    except OSError as error:
+        raise NucloraError(f"cannot be listed ({error.strerror})", path=error.filename or root) from error
+
+
+def _look(root: Path) -> str:
+    fitting = [name for name, kind in FORMATS.items() if kind.looks_like(root)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        raise NucloraError(f"looks like {' and '.join(fitting)}", path=root, mend="choose one with --format")
+    if (root / nuinsseg.IMAGES).is_dir():
+        return nuinsseg.NAME
+    layouts = "; ".join(f"{name}: {kind.layout}" for name, kind in FORMATS.items())
+    raise NucloraError(
+        f"no labelled tiles found; looked for {layouts}", path=root, mend="name the folder that is laid out so"
+    )

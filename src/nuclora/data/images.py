@@ -1,0 +1,201 @@
+"""Reading image, label-map and mask files into arrays, with every refusal named."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+from PIL import Image
+
+from nuclora.errors import NucloraError
+
+TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"}) | TIFF_SUFFIXES
+LABEL_SUFFIXES = frozenset({".png", ".npy"}) | TIFF_SUFFIXES
+
+# Pillow's own warning level: over it a file is a slide or a decompression bomb, not a tile.
+MAX_PIXELS = 89_478_485
+
+_LABEL_MODES = frozenset({"L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"})
+# What tifffile decodes straight to grey or RGB; palettes, CMYK and the rest go through Pillow.
+_PLAIN_PHOTOMETRICS = frozenset({tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB})
+_LABEL_MEND = "save it as an integer label map: one id a nucleus, 0 background (PNG, TIFF or NPY)"
+_TILE_MEND = "cut it into tiles of some thousand pixels at most"
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """Read an image as RGB.
+
+    Grey, palette and CMYK images are converted; an alpha channel is dropped, not blended.
+
+    Args:
+        path: PNG, TIFF, JPEG or BMP file with 8 bits a channel.
+
+    Returns:
+        The pixels, (H, W, 3).
+
+    Raises:
+        NucloraError: No such file, damaged, not 8-bit, several pages, or larger than a tile.
+    """
+    return _guard(_read_tiff_image if path.suffix.lower() in TIFF_SUFFIXES else _read_pillow_image, path)
+
+
+def read_labels(path: Path) -> NDArray[np.int32]:
+    """Read a label map.
+
+    Args:
+        path: PNG (8 or 16 bits, grey or palette indices), TIFF or NPY file of whole numbers.
+
+    Returns:
+        The ids, (H, W), 0 background; gaps are left as they are.
+
+    Raises:
+        NucloraError: No such file, damaged, or not a label map: float, RGB, binary, negative ids.
+    """
+    ids = _guard(_read_raw, path)
+    if ids.dtype == np.bool_:
+        raise NucloraError("a binary mask, not a label map", path=path, mend=_LABEL_MEND)
+    if ids.dtype.kind not in "iu":
+        raise NucloraError(f"labels are {ids.dtype}, not whole numbers", path=path, mend=_LABEL_MEND)
+    if ids.ndim != 2:
+        kind = "an RGB image" if ids.ndim == 3 and ids.shape[2] in (3, 4) else f"an array of shape {ids.shape}"
+        raise NucloraError(f"{kind}, not a label map of shape (height, width)", path=path, mend=_LABEL_MEND)
+    if ids.size and ids.dtype.kind == "i" and ids.min() < 0:
+        raise NucloraError(f"negative id {ids.min()}", path=path, mend=_LABEL_MEND)
+    if ids.size and ids.dtype.itemsize >= 4 and ids.max() > np.iinfo(np.int32).max:
+        raise NucloraError(f"id {ids.max()} is over the limit of 2147483647", path=path, mend="renumber from 1")
+    return ids.astype(np.int32)
+
+
+def read_mask(path: Path) -> NDArray[np.bool_]:
+    """Read an ignore mask: any channel but alpha that is not zero ignores the pixel.
+
+    Args:
+        path: PNG, TIFF or NPY file.
+
+    Returns:
+        The mask, (H, W).
+
+    Raises:
+        NucloraError: No such file, damaged, or not of one plane of pixels.
+    """
+    values = _guard(_read_raw, path)
+    if values.ndim == 3 and values.shape[2] in (3, 4):
+        values = np.any(values[..., :3] != 0, axis=2)
+    if values.ndim != 2:
+        raise NucloraError(f"an array of shape {values.shape}, not a mask of shape (height, width)", path=path)
+    return values.astype(np.bool_)
+
+
+def _guard(read: Callable[[Path], NDArray[Any]], path: Path) -> NDArray[Any]:
+    try:
+        return read(path)
+    except (NucloraError, MemoryError):
+        raise
+    except FileNotFoundError as error:
+        raise NucloraError("no such file", path=path) from error
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise NucloraError(f"more than {MAX_PIXELS} pixels", path=path, mend=_TILE_MEND) from error
+    # Decoders raise whatever the damaged bytes lead them to: struct.error, SyntaxError, IndexError, ...
+    except Exception as error:
+        what = " ".join(str(error).replace(repr(str(path)), "").replace(str(path), "").split()) or type(error).__name__
+        raise NucloraError(
+            f"cannot be read ({what[:160]})", path=path, mend="the file is damaged or cut short: get it again"
+        ) from error
+
+
+def _open_pillow(path: Path) -> Image.Image:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(path)
+
+
+def _read_pillow_image(path: Path) -> NDArray[Any]:
+    with _open_pillow(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise _not_eight_bit(path, "16-bit or float")
+        if "transparency" in image.info:
+            # Pillow blends or warns about a palette's transparency unless it becomes alpha first.
+            return np.asarray(image.convert("RGBA"))[..., :3].copy()
+        if image.format == "PNG" and _png_depth(path) == 16:
+            # Pillow cuts 16-bit RGB down to 8 bits in silence.
+            raise _not_eight_bit(path, "16-bit")
+        return np.array(image.convert("RGB"))
+
+
+def _png_depth(path: Path) -> int:
+    with path.open("rb") as file:
+        return file.read(25)[-1]
+
+
+def _not_eight_bit(path: Path, what: str) -> NucloraError:
+    return NucloraError(
+        f"{what} image where 8 bits a channel are expected",
+        path=path,
+        mend="convert it to 8-bit RGB with the same scaling for every tile",
+    )
+
+
+def _read_tiff_image(path: Path) -> NDArray[Any]:
+    with tifffile.TiffFile(path) as tiff:
+        page = _only_page(tiff, path)
+        if page.dtype is None or page.dtype == np.bool_ or page.dtype.itemsize > 1 or page.bitspersample > 8:
+            raise _not_eight_bit(path, f"{page.dtype}")
+        if page.photometric in _PLAIN_PHOTOMETRICS or page.compression == tifffile.COMPRESSION.JPEG:
+            pixels = _decode(page, path)
+            if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+                pixels = np.moveaxis(pixels, 0, -1)
+            if pixels.ndim == 2:
+                pixels = np.repeat(pixels[..., None], 3, axis=2)
+            if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+                raise NucloraError(f"an array of shape {pixels.shape}, not a grey or RGB image", path=path)
+            return np.ascontiguousarray(pixels[..., :3])
+    return _read_pillow_image(path)
+
+
+def _read_raw(path: Path) -> NDArray[Any]:
+    """Stored values of a label map or mask, palette indices included, without any conversion."""
+    suffix = path.suffix.lower()
+    if suffix == ".npy":
+        values = np.lib.format.open_memmap(path, mode="r")
+        _refuse_large(values.shape, path)
+        return np.array(values)
+    if suffix in TIFF_SUFFIXES:
+        with tifffile.TiffFile(path) as tiff:
+            return np.squeeze(_decode(_only_page(tiff, path), path))
+    with _open_pillow(path) as image:
+        if image.mode in _LABEL_MODES or image.mode == "1":
+            return np.array(image)
+        return np.array(image.convert("RGBA"))
+
+
+def _only_page(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
+    # Further pages that are thumbnails or pyramid levels are marked as reduced.
+    full = [page for page in tiff.pages if not getattr(page, "is_reduced", False)]
+    if not full:
+        raise ValueError("no page in the file")
+    if len(full) > 1:
+        raise NucloraError(f"{len(full)} pages where one is expected", path=path, mend="save one plane a file")
+    _refuse_large(full[0].shape, path)
+    return full[0]
+
+
+def _refuse_large(shape: tuple[int, ...], path: Path) -> None:
+    if np.prod(shape[:2], dtype=np.int64) > MAX_PIXELS:
+        raise NucloraError(f"more than {MAX_PIXELS} pixels", path=path, mend=_TILE_MEND)
+
+
+def _decode(page: tifffile.TiffPage, path: Path) -> NDArray[Any]:
+    # tifffile fills segments that the file ends before with zeros in silence.
+    size = path.stat().st_size
+    ends = [start + count for start, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
+    if ends and max(ends) > size:
+        raise NucloraError(
+            f"cut short: {size} of {max(ends)} bytes", path=path, mend="the file is damaged: get it again"
+        )
+    return np.asarray(page.asarray())

@@ -1,0 +1,97 @@
+"""Reader of the official NuInsSeg folder tree.
+
+Reference:
+    Mahbod et al., NuInsSeg: a fully annotated dataset for nuclei instance segmentation in H&E-stained
+    histological images, Scientific Data 11, 295 (2024). https://doi.org/10.5281/zenodo.10518968
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from nuclora.data.tiles import Listing, Tile, is_junk
+from nuclora.errors import NucloraError
+
+NAME = "nuinsseg"
+LAYOUT = "ORGAN/tissue images/X.png with ORGAN/label masks modify/X.tif"
+
+IMAGES = "tissue images"
+# "label masks" sums the ids where nuclei overlap, so it is never the truth.
+LABELS = "label masks modify"
+# The published tree names the folder of vague areas in three ways.
+VAGUE = ("vague areas/mask binary", "mask binary_vague", "vague areas/mask binary_vague")
+
+
+def looks_like(root: Path) -> bool:
+    """Whether the folder, or one folder inside it, is a NuInsSeg tree."""
+    return bool(_trees(root))
+
+
+def list_tiles(root: Path) -> Listing:
+    """Find the tiles of a NuInsSeg tree.
+
+    Args:
+        root: The folder of the organs, or a folder with just one such folder in it, which is what the
+            published archive unpacks to.
+
+    Raises:
+        NucloraError: No such tree, or several of them.
+    """
+    if (root / IMAGES).is_dir():
+        raise NucloraError(
+            f"one organ's folder: it holds '{IMAGES}' itself", path=root, mend=f"name the folder above, {root.parent}"
+        )
+    trees = _trees(root)
+    if len(trees) != 1:
+        found = (
+            f"{len(trees)} NuInsSeg trees ({', '.join(tree.name for tree in trees)})" if trees else "no NuInsSeg tree"
+        )
+        raise NucloraError(f"{found}; expected {LAYOUT}", path=root, mend="name the folder that holds the organs")
+    tiles: list[Tile] = []
+    faults: list[NucloraError] = []
+    for organ in _organs(trees[0]):
+        _list_organ(organ, tiles, faults)
+    return Listing(trees[0], NAME, tuple(tiles), tuple(faults))
+
+
+def _trees(root: Path) -> list[Path]:
+    if _organs(root):
+        return [root]
+    return [folder for folder in _folders(root) if _organs(folder)]
+
+
+def _organs(root: Path) -> list[Path]:
+    return [folder for folder in _folders(root) if (folder / IMAGES).is_dir() or (folder / LABELS).is_dir()]
+
+
+def _folders(root: Path) -> list[Path]:
+    return sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_junk(entry))
+
+
+def _list_organ(organ: Path, tiles: list[Tile], faults: list[NucloraError]) -> None:
+    for needed in (IMAGES, LABELS):
+        if not (organ / needed).is_dir():
+            faults.append(NucloraError(f"no folder '{needed}'", path=organ, mend="unpack the data set again"))
+            return
+    images = _files(organ / IMAGES, ".png")
+    labels = _files(organ / LABELS, ".tif")
+    vague = [_files(organ / folder, ".png") for folder in VAGUE]
+    for stem, image in images.items():
+        if stem not in labels:
+            faults.append(
+                NucloraError("no label map for this image", path=image, mend=f"add {organ.name}/{LABELS}/{stem}.tif")
+            )
+            continue
+        ignore = next((files[stem] for files in vague if stem in files), None)
+        tiles.append(Tile(f"{organ.name}/{stem}", organ.name, image, labels[stem], ignore))
+    for stem in labels.keys() - images.keys():
+        faults.append(
+            NucloraError("no image for this label map", path=labels[stem], mend=f"add {organ.name}/{IMAGES}/{stem}.png")
+        )
+
+
+def _files(folder: Path, suffix: str) -> dict[str, Path]:
+    if not folder.is_dir():
+        return {}
+    entries = sorted(entry for entry in folder.iterdir() if not is_junk(entry))
+    return {entry.stem: entry for entry in entries if entry.suffix.lower() == suffix}

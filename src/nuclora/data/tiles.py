@@ -1,0 +1,170 @@
+"""Labelled tiles: paths (`Tile`), pixels (`Sample`), and sets of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuclora.data.images import read_image, read_labels, read_mask
+from nuclora.errors import NucloraError
+
+NO_GROUP = "all"
+"""Group of tiles that lie in no organ's folder."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Pixels of one tile.
+
+    Attributes:
+        image: RGB, (H, W, 3).
+        labels: Instance ids, (H, W), 0 background; gaps and ids of several components are allowed.
+        ignore: Where the truth is unknown, (H, W).
+    """
+
+    image: NDArray[np.uint8]
+    labels: NDArray[np.int32]
+    ignore: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Files of one labelled tile.
+
+    Attributes:
+        name: Unique in its set, POSIX, without suffix: ``human liver/human_liver_01``.
+        group: The organ, or `NO_GROUP`.
+        image: Image file.
+        labels: Label map file.
+        ignore: Mask file, or None where nothing is ignored.
+    """
+
+    name: str
+    group: str
+    image: Path
+    labels: Path
+    ignore: Path | None = None
+
+    def read(self) -> Sample:
+        """Read and validate the pixels.
+
+        Raises:
+            NucloraError: A file is missing, damaged or of the wrong kind, or the shapes differ.
+        """
+        image = read_image(self.image)
+        labels = read_labels(self.labels)
+        _require_shape(self.labels, labels.shape, image.shape[:2])
+        if self.ignore is None:
+            return Sample(image, labels, np.zeros(labels.shape, dtype=np.bool_))
+        ignore = read_mask(self.ignore)
+        _require_shape(self.ignore, ignore.shape, image.shape[:2])
+        return Sample(image, labels, ignore)
+
+
+@dataclass(frozen=True)
+class TileSet:
+    """Tiles of one data set, sorted by the POSIX path of the image relative to the root."""
+
+    root: Path
+    format: str
+    tiles: tuple[Tile, ...]
+
+    def __len__(self) -> int:
+        return len(self.tiles)
+
+    def __iter__(self) -> Iterator[Tile]:
+        return iter(self.tiles)
+
+    def __getitem__(self, key: int | str) -> Tile:
+        """The tile at a position, or of a name.
+
+        Raises:
+            NucloraError: No tile has this name.
+        """
+        if isinstance(key, int):
+            return self.tiles[key]
+        try:
+            return self._by_name[key]
+        except KeyError:
+            raise NucloraError(f"no tile named {key!r}", path=self.root) from None
+
+    @cached_property
+    def _by_name(self) -> dict[str, Tile]:
+        return {tile.name: tile for tile in self.tiles}
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tiles in order."""
+        return [tile.name for tile in self.tiles]
+
+    @property
+    def groups(self) -> list[str]:
+        """Distinct groups in alphabetical order."""
+        return sorted({tile.group for tile in self.tiles})
+
+    def subset(self, names: Iterable[str]) -> TileSet:
+        """The tiles of these names, in the order of the names.
+
+        Raises:
+            NucloraError: No tile has one of these names.
+        """
+        return TileSet(self.root, self.format, tuple(self[name] for name in names))
+
+
+@dataclass(frozen=True)
+class Listing:
+    """What a format's reader finds in a folder: complete tiles, and what keeps others from being so.
+
+    Attributes:
+        root: Folder that the tiles' order is relative to; may lie one level under the one asked for.
+        format: Name of the format.
+        tiles: Tiles in any order.
+        faults: One error for each missing or doubled file.
+    """
+
+    root: Path
+    format: str
+    tiles: tuple[Tile, ...]
+    faults: tuple[NucloraError, ...]
+
+    def sorted_tiles(self) -> tuple[Tile, ...]:
+        """Tiles sorted by the POSIX path of the image relative to the root."""
+        return tuple(sorted(self.tiles, key=lambda tile: tile.image.relative_to(self.root).as_posix()))
+
+    def tile_set(self) -> TileSet:
+        """The tiles as a set.
+
+        Raises:
+            NucloraError: Files are missing or doubled, or there is no tile.
+        """
+        if self.faults:
+            first, more = self.faults[0], len(self.faults) - 1
+            others = f" (and {counted(more, 'more fault')}: see `nuclora data check`)" if more else ""
+            raise NucloraError(first.reason + others, path=first.path, mend=first.mend)
+        if not self.tiles:
+            raise NucloraError(f"no tiles in this folder of format {self.format}", path=self.root)
+        return TileSet(self.root, self.format, self.sorted_tiles())
+
+
+def counted(number: int, noun: str) -> str:
+    """A number and its noun, in the plural where it takes one: "1 tile", "2 tiles"."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def is_junk(path: Path) -> bool:
+    """Whether a file or folder is the litter of a file manager (``._x``, ``__MACOSX``, ...)."""
+    return path.name.startswith((".", "__MACOSX")) or path.name.lower() in {"thumbs.db", "desktop.ini"}
+
+
+def _require_shape(path: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
+    if shape != image_shape:
+        raise NucloraError(
+            f"{shape[0]}x{shape[1]} pixels (height x width) where its image has {image_shape[0]}x{image_shape[1]}",
+            path=path,
+            mend="export image and labels at the same size",
+        )

@@ -1,0 +1,24 @@
+"""The one error that users are meant to see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class NucloraError(Exception):
+    """Wrong use or bad input, told in one line: the file, the reason and the mend.
+
+    The command line prints it without a traceback and exits with 2.
+
+    Args:
+        reason: What is wrong, as a clause without a full stop.
+        path: The file or folder that it is wrong with.
+        mend: What the user can do about it.
+    """
+
+    def __init__(self, reason: str, *, path: str | Path | None = None, mend: str | None = None) -> None:
+        self.reason = reason
+        self.path = path
+        self.mend = mend
+        line = f"{path}: {reason}" if path is not None else reason
+        super().__init__(f"{line}; {mend}" if mend else line)

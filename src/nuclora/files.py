@@ -1,0 +1,76 @@
+"""Writing files that survive crashes, full disks and impatient users."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from nuclora.errors import NucloraError
+
+# EDQUOT (a user's quota is full) is unknown to Windows.
+_FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@contextlib.contextmanager
+def disk_errors(path: Path) -> Iterator[None]:
+    """Turn the operating system's write errors into one line that names the file and the mend."""
+    try:
+        yield
+    except OSError as error:
+        mend = "free some space and run the same command again: it goes on from what is there"
+        if error.errno not in _FULL:
+            mend = "check the path and its permissions"
+        raise NucloraError(f"cannot write ({error.strerror or error})", path=path, mend=mend) from error
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new and nothing between.
+
+    Raises:
+        NucloraError: The disk is full or the path cannot be written.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    with disk_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o644)
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+class AppendLog:
+    """A file of lines that grows; a line torn by a crash is dropped when the file is opened again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        if path.exists():
+            content = path.read_bytes()
+            whole = content[: content.rfind(b"\n") + 1]
+            if whole != content:
+                write_atomic(path, whole)
+
+    def lines(self) -> list[str]:
+        """The whole lines so far, without line ends."""
+        return self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+
+    def append(self, line: str) -> None:
+        """Add one line and flush it."""
+        with disk_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line + "\n")
+
+    def rewrite(self, lines: Sequence[str]) -> None:
+        """Replace the content."""
+        write_atomic(self.path, "".join(line + "\n" for line in lines))

@@ -1,0 +1,1 @@
+"""Prompts to label maps, and label maps to scores."""

@@ -1,0 +1,214 @@
+"""A model that is ready to be prompted: an image is encoded once, prompts are decoded in chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from nuclora.data.prompts import to_input_frame
+from nuclora.inference.merge import Mask, crop_masks
+from nuclora.inference.protocols import segment
+from nuclora.models.bases import BASES
+from nuclora.models.checkpoints import load_base
+from nuclora.models.preprocess import Normalise, prepare
+from nuclora.models.sam import NucleiSam
+from nuclora.recipe import EvaluateSettings
+
+Precision = Literal["no", "bf16", "fp16"]
+_TYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True)
+class EncodedImage:
+    """What the encoder made of one image.
+
+    Attributes:
+        embeddings: (1, 256, h, w), on the predictor's device.
+        shape: Height and width of the image.
+    """
+
+    embeddings: torch.Tensor
+    shape: tuple[int, int]
+
+
+class Predictor:
+    """Encodes images and decodes prompts.
+
+    Prompts are in pixels of the image, which may have any shape: it is stretched to the square input as in training,
+    and prompts are mapped with it (see :func:`nuclora.data.prompts.to_input_frame`).
+
+    Args:
+        model: The network, or the PEFT model around it. It is moved to the device, and each :meth:`encode` puts it
+            in evaluation mode.
+        input_size: Side of the square input in pixels.
+        normalise: How pixel values are scaled: `unit`, `imagenet` or `minmax`.
+        device: Where to compute.
+        precision: `bf16` or `fp16` computes in it where that is safe; `no` stays with float32.
+        chunk: Prompts decoded at once; bounds memory, not results.
+        multimask_points: A point gives the one of three masks with the highest predicted IoU, which is how SAM treats
+            points as it came. False takes the single mask, the one that fine-tuning trains. Boxes always give the single mask.
+    """
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        *,
+        input_size: int,
+        normalise: Normalise,
+        device: str | torch.device = "cpu",
+        precision: Precision = "no",
+        chunk: int = 64,
+        multimask_points: bool = False,
+    ) -> None:
+        unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self.model: NucleiSam = unwrapped.to(device)
+        self.input_size = input_size
+        self.normalise = normalise
+        self.device = torch.device(device)
+        self.precision = precision
+        self.chunk = chunk
+        self.multimask_points = multimask_points
+
+    def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
+        """Encode an image, uint8 (H, W, 3), of any height and width."""
+        self.model.eval()
+        pixels = prepare(image, self.input_size, self.normalise)
+        with torch.inference_mode(), self._autocast():
+            embeddings = self.model.encode(pixels[None].to(self.device))
+        return EncodedImage(embeddings, (int(image.shape[0]), int(image.shape[1])))
+
+    def decode(
+        self,
+        encoded: EncodedImage,
+        *,
+        boxes: NDArray[np.float32] | None = None,
+        points: NDArray[np.float32] | None = None,
+        multimask: bool = False,
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Decode prompts, one mask or three each, a chunk at a time.
+
+        Args:
+            encoded: The image.
+            boxes: (N, 4), x0, y0, x1, y1 of the first and last pixels, in pixels of the image.
+            points: (N, 2), x, y of one point inside each nucleus; instead of boxes.
+            multimask: Three masks each instead of one.
+
+        Yields:
+            Low-resolution logits (n, M, h, w) over the whole image, and predicted IoU (n, M), both float32.
+        """
+        prompts = boxes if boxes is not None else points
+        if prompts is None or (boxes is not None and points is not None):
+            raise ValueError("give either boxes or points")
+        mapped = torch.from_numpy(to_input_frame(prompts, encoded.shape, self.input_size)).to(self.device)
+        for part in mapped.split(self.chunk) if len(mapped) else ():
+            # Left before the yield: these modes must not leak into the caller's loop.
+            with torch.inference_mode(), self._autocast():
+                prediction = self.model.decode(
+                    encoded.embeddings,
+                    boxes=part if boxes is not None else None,
+                    points=part[:, None] if boxes is None else None,
+                    point_labels=torch.ones_like(part[:, :1], dtype=torch.int64) if boxes is None else None,
+                    multimask=multimask,
+                )
+            yield prediction.logits.float(), prediction.iou.float()
+
+    def masks(
+        self,
+        encoded: EncodedImage,
+        *,
+        boxes: NDArray[np.float32] | None = None,
+        points: NDArray[np.float32] | None = None,
+    ) -> list[Mask]:
+        """One mask a prompt, in their order; a prompt that gives an empty mask is left out.
+
+        Args:
+            encoded: The image.
+            boxes: As in :meth:`decode`.
+            points: As in :meth:`decode`.
+
+        Returns:
+            The masks with their predicted IoU as score.
+        """
+        masks: list[Mask] = []
+        multimask = self.multimask_points and boxes is None
+        for logits, iou in self.decode(encoded, boxes=boxes, points=points, multimask=multimask):
+            scores, best = iou.max(dim=1)
+            chosen = logits[torch.arange(len(best)), best]
+            masks += crop_masks(chosen.numpy(force=True), scores.numpy(force=True))
+        return masks
+
+    def segment(
+        self,
+        image: NDArray[np.uint8],
+        protocol: str = "automatic",
+        settings: EvaluateSettings | None = None,
+        labels: NDArray[np.int32] | None = None,
+    ) -> NDArray[np.int32]:
+        """Segment the nuclei of an image.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            protocol: One of :data:`nuclora.inference.protocols.PROTOCOLS`.
+            settings: Grid, filters and the smallest nucleus; the defaults if not given.
+            labels: The truth, int32 (H, W), which the oracle protocols take their prompts from.
+
+        Returns:
+            Labels, int32 (H, W), 1..n, 0 background.
+        """
+        return segment(self, image, labels, protocol, settings or EvaluateSettings())
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, dtype=_TYPES[self.precision], enabled=self.precision != "no"
+        )
+
+
+def load_model(
+    source: str | Path,
+    *,
+    weights: str | Path | None = None,
+    device: str | torch.device | None = None,
+    precision: Precision = "no",
+    input_size: int | None = None,
+) -> Predictor:
+    """Load an adapter, or a base as it came, ready for prompts.
+
+    Args:
+        source: Folder of an adapter, or name of a base (`mobile_sam`, `sam_vit_b`, ...).
+        weights: The base's weights; by default they are looked for.
+        device: Where to compute; by default CUDA if there is any, else the CPU.
+        precision: `bf16` or `fp16` computes in it where that is safe.
+        input_size: Side of the square input; by default the one that the model was trained on.
+
+    Returns:
+        The predictor.
+
+    Raises:
+        NucloraError: No such adapter or base, its weights are not at hand, or they are not those it was trained on.
+    """
+    path = Path(weights) if weights is not None else None
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if str(source) in BASES:
+        base = load_base(str(source), path)
+        model: torch.nn.Module = base.model
+        trained_size, normalise = base.input_size, base.normalise
+    else:
+        from nuclora.models.adapter import load_adapter
+
+        adapter = load_adapter(Path(source), path)
+        model = adapter.model
+        trained_size, normalise = adapter.card.input_size, adapter.card.normalise
+    return Predictor(
+        model,
+        input_size=input_size or trained_size,
+        normalise=normalise,
+        device=device,
+        precision=precision,
+        multimask_points=str(source) in BASES,
+    )

@@ -1,0 +1,85 @@
+"""Evaluation protocols: where the prompts come from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuclora.data.prompts import inner_points, label_boxes
+from nuclora.errors import NucloraError
+from nuclora.inference.everything import segment_everything
+from nuclora.inference.merge import masks_to_labels
+from nuclora.recipe import EvaluateSettings, Protocol
+
+if TYPE_CHECKING:
+    from nuclora.inference.predictor import EncodedImage, Predictor
+
+Labels = NDArray[np.int32]
+
+DESCRIPTIONS: Mapping[Protocol, str] = {
+    "oracle-box": "Every nucleus is prompted with its tight box taken from the truth: "
+    "an upper bound, not what the model finds by itself.",
+    "oracle-point": "Every nucleus is prompted with its innermost point taken from the truth: "
+    "an upper bound, not what the model finds by itself.",
+    "automatic": "The model is prompted with a regular grid of points and its own scores filter the masks: "
+    "no truth is used.",
+}
+PROTOCOLS: tuple[Protocol, ...] = tuple(DESCRIPTIONS)
+
+
+def segment(
+    predictor: Predictor,
+    image: NDArray[np.uint8] | EncodedImage,
+    labels: Labels | None,
+    protocol: str,
+    settings: EvaluateSettings,
+) -> Labels:
+    """Segment an image under a protocol.
+
+    Args:
+        predictor: The model.
+        image: The image, uint8 (H, W, 3), or its encoding where several protocols share it.
+        labels: The truth, int32 (H, W), that the oracles take their prompts from; `automatic` is never given it.
+        protocol: One of :data:`PROTOCOLS`.
+        settings: Grid, filters and the smallest nucleus.
+
+    Returns:
+        Labels, int32 (H, W), 1..n, 0 background.
+
+    Raises:
+        NucloraError: An unknown protocol, or an oracle without the truth.
+    """
+    if protocol not in DESCRIPTIONS:
+        raise NucloraError(f"no protocol {protocol!r}", mend=f"choose one of {', '.join(PROTOCOLS)}")
+    encoded = predictor.encode(image) if isinstance(image, np.ndarray) else image
+    if protocol == "automatic":
+        return segment_everything(predictor, encoded, settings)
+    if labels is None:
+        raise NucloraError(
+            f"{protocol} takes its prompts from the truth, and there is none", mend="use automatic"
+        )
+    return _ORACLES[protocol](predictor, encoded, labels, settings)
+
+
+def _oracle_box(
+    predictor: Predictor, encoded: EncodedImage, labels: Labels, settings: EvaluateSettings
+) -> Labels:
+    _, boxes = label_boxes(labels)
+    masks = predictor.masks(encoded, boxes=boxes)
+    return masks_to_labels(masks, encoded.shape, min_size=settings.min_size)
+
+
+def _oracle_point(
+    predictor: Predictor, encoded: EncodedImage, labels: Labels, settings: EvaluateSettings
+) -> Labels:
+    masks = predictor.masks(encoded, points=inner_points(labels))
+    return masks_to_labels(masks, encoded.shape, min_size=settings.min_size)
+
+
+_ORACLES: Mapping[str, Callable[[Predictor, EncodedImage, Labels, EvaluateSettings], Labels]] = {
+    "oracle-box": _oracle_box,
+    "oracle-point": _oracle_point,
+}

@@ -1,0 +1,170 @@
+"""Evaluation outside of a cross-validation: any model on any labelled set."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nuclora.data.tiles import TileSet
+from nuclora.errors import NucloraError
+from nuclora.files import write_atomic
+from nuclora.inference.evaluate import Progress, evaluate_tiles
+from nuclora.inference.predictor import Precision, load_model
+from nuclora.inference.protocols import DESCRIPTIONS
+from nuclora.metrics import summarise
+from nuclora.models.adapter import CARD, WEIGHTS, read_card
+from nuclora.models.bases import BASES
+from nuclora.models.checkpoints import find_weights, sha256_of
+from nuclora.recipe import EvaluateSettings, Recipe
+from nuclora.run import Evaluation, Run
+
+NO_FOLD = 0
+"""Fold of tiles that were not dealt into folds."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is to be evaluated.
+
+    Attributes:
+        models: An adapter's folder or a base's name for each fold of the tiles.
+        fold_of: Fold of each tile, by name.
+        recipe: The recipe that the adapters were trained with; None for a base.
+    """
+
+    models: dict[int, str | Path]
+    fold_of: dict[str, int]
+    recipe: Recipe | None
+
+    @property
+    def settings(self) -> EvaluateSettings:
+        """How the recipe evaluates; the defaults without one."""
+        return self.recipe.evaluate if self.recipe else EvaluateSettings()
+
+
+def find_source(model: str, tiles: TileSet) -> Source:
+    """What a name on the command line means.
+
+    Args:
+        model: Name of a base, folder of an adapter, or folder of a run. A run is evaluated on its own tiles only,
+            every fold's adapter on the fold's test tiles.
+        tiles: The labelled set.
+
+    Raises:
+        NucloraError: It is none of these, the run lacks an adapter, or the tiles are not those of the run.
+    """
+    if model in BASES:
+        return Source({NO_FOLD: model}, dict.fromkeys(tiles.names, NO_FOLD), None)
+    folder = Path(model)
+    if (folder / CARD).is_file():
+        recipe = Recipe.model_validate(read_card(folder).recipe)
+        return Source({NO_FOLD: folder}, dict.fromkeys(tiles.names, NO_FOLD), recipe)
+    if not (folder / "run.json").is_file():
+        raise NucloraError(
+            "neither an adapter (nuclora.json) nor a run (run.json)",
+            path=folder,
+            mend=f"name such a folder, or a base: {', '.join(BASES)}",
+        )
+    run = Run(folder)
+    adapters: dict[int, str | Path] = {fold: run.adapter_folder(fold) for fold in run.folds.folds}
+    if {row.tile for row in run.folds.rows} != set(tiles.names):
+        raise NucloraError(
+            "these are not the tiles that the run was trained on, so no fold's adapter is the one to test on them",
+            path=tiles.root,
+            mend=f"name one adapter, e.g. {adapters[run.folds.folds[0]]}",
+        )
+    for fold, adapter in adapters.items():
+        if not Path(adapter).is_dir():
+            raise NucloraError(f"fold {fold} is not trained yet", path=folder, mend="finish it with `nuclora cv`")
+    return Source(adapters, {row.tile: row.fold for row in run.folds.rows}, run.recipe)
+
+
+def evaluate_source(
+    source: Source,
+    tiles: TileSet,
+    out: Path,
+    *,
+    protocols: Sequence[str],
+    settings: EvaluateSettings,
+    weights: Path | None = None,
+    precision: Precision = "no",
+    input_size: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Evaluate on labelled tiles, going on from what `out` holds.
+
+    Writes `out/PROTOCOL/scores.csv`, the labels beside it, and `out/summary.json`.
+
+    Args:
+        source: From :func:`find_source` with the same tiles.
+        tiles: The labelled set.
+        out: Folder of the results.
+        protocols: Names of protocols.
+        settings: How to segment.
+        weights: The base's weights; by default they are looked for.
+        precision: `bf16` or `fp16` computes in it where that is safe.
+        input_size: Side of the square input; by default the one that the model was trained on.
+        progress: As in :func:`nuclora.inference.evaluate.evaluate_tiles`, for one fold after another.
+
+    Returns:
+        The content of `summary.json`: `model`, `data`, `settings`, and for each protocol its `description`, `tiles`
+        and the :class:`nuclora.metrics.Summary`.
+
+    Raises:
+        NucloraError: Bad input, or `out` holds the results of something else.
+    """
+    made_from = {
+        "models": {str(fold): _identity(model, weights) for fold, model in source.models.items()},
+        "data": {"root": str(tiles.root.resolve()), "tiles": len(tiles)},
+        "settings": settings.model_dump(mode="json", exclude={"protocols"}),
+        "precision": precision,
+        "input_size": input_size,
+    }
+    _claim(out, made_from)
+    evaluations = {protocol: Evaluation(out / protocol) for protocol in protocols}
+    for fold, model in source.models.items():
+        predictor = load_model(model, weights=weights, precision=precision, input_size=input_size)
+        mine = [tile for tile in tiles if source.fold_of[tile.name] == fold]
+        evaluate_tiles(predictor, mine, source.fold_of, protocols, settings, evaluations, progress)
+    by_protocol = {}
+    for protocol, evaluation in evaluations.items():
+        rows = evaluation.rows
+        by_protocol[protocol] = {
+            "description": DESCRIPTIONS[protocol],
+            "tiles": len(rows),
+            **summarise(rows).to_dict(),
+        }
+    summary = {**made_from, "protocols": by_protocol}
+    write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _identity(model: str | Path, weights: Path | None) -> dict[str, str]:
+    if isinstance(model, Path):
+        card = read_card(model)
+        return {"base": card.base, "base_sha256": card.base_sha256, "adapter_sha256": sha256_of(model / WEIGHTS)}
+    return {"base": model, "base_sha256": sha256_of(find_weights(model, weights))}
+
+
+def _claim(out: Path, made_from: dict[str, Any]) -> None:
+    """Note what the results in `out` are made from, or see that those there are made from the same."""
+    note = out / "evaluation.json"
+    if not note.exists():
+        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+            raise NucloraError("neither empty nor an evaluation", path=out, mend="name a new folder with -o")
+        write_atomic(note, json.dumps(made_from, indent=2) + "\n")
+        return
+    try:
+        there = json.loads(note.read_text("utf-8"))
+    except ValueError as error:
+        raise NucloraError("damaged", path=note, mend="name a new folder with -o") from error
+    differing = [key for key, value in made_from.items() if there.get(key) != value]
+    if differing:
+        raise NucloraError(
+            f"holds the evaluation of something else: other {', '.join(differing)}",
+            path=out,
+            mend="name a new folder with -o, or repeat the command that made it to go on",
+        )

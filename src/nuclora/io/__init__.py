@@ -1,0 +1,1 @@
+"""Reading and writing what leaves nuclora: label maps."""

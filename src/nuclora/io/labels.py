@@ -1,0 +1,36 @@
+"""Label maps on disk: int32 TIFF, losslessly compressed."""
+
+from __future__ import annotations
+
+import io
+import struct
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from nuclora.errors import NucloraError
+from nuclora.files import write_atomic
+
+
+def write_labels(path: Path, labels: NDArray[np.int32]) -> None:
+    """Write a label map, int32 (H, W), as a compressed TIFF, atomically."""
+    buffer = io.BytesIO()
+    tifffile.imwrite(buffer, labels.astype(np.int32, copy=False), compression="zlib")
+    write_atomic(path, buffer.getvalue())
+
+
+def read_labels(path: Path) -> NDArray[np.int32]:
+    """Read what :func:`write_labels` wrote.
+
+    Raises:
+        NucloraError: The file is missing or not a label map.
+    """
+    try:
+        labels = tifffile.imread(path)
+    except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError) as error:
+        raise NucloraError(f"cannot read the label map ({error})", path=path) from error
+    if labels.ndim != 2 or labels.dtype != np.int32:
+        raise NucloraError(f"not a label map: {labels.dtype} of shape {labels.shape}", path=path)
+    return labels

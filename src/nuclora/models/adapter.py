@@ -1,0 +1,184 @@
+"""Adapters on disk: PEFT's two files, and a card with what PEFT does not know."""
+
+from __future__ import annotations
+
+import copy
+import os
+import tempfile
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from nuclora.errors import NucloraError
+from nuclora.models.checkpoints import LoadedBase, load_base
+from nuclora.models.sam import NucleiSam
+
+CARD = "nuclora.json"
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+
+
+class AdapterCard(BaseModel):
+    """What an adapter was trained on and how it is to be used; nuclora.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    base: str = Field(description="name of the base")
+    base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the base's weights")
+    input_size: int = Field(ge=1, description="side of the network's input in pixels")
+    normalise: Literal["unit", "imagenet", "minmax"]
+    microns_per_pixel: float | None = Field(None, gt=0, description="of the training tiles, where known")
+    thresholds: dict[str, float] = {}
+    recipe: dict[str, Any]
+    metrics: dict[str, Any] = {}
+    nuclora: str = Field(default_factory=lambda: version("nuclora"), description="version that wrote it")
+
+
+@dataclass(frozen=True)
+class LoadedAdapter:
+    """An adapter on its base, in evaluation mode.
+
+    Args:
+        model: The PEFT model; `get_base_model()` is the :class:`~nuclora.models.sam.NucleiSam` to encode and decode with.
+        card: What the adapter says of itself.
+        base: The base that it sits on.
+    """
+
+    model: PeftModel
+    card: AdapterCard
+    base: LoadedBase
+
+
+def save_adapter(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None:
+    """Write an adapter, all of it or nothing; an older one there is replaced.
+
+    Args:
+        peft_model: What :func:`~nuclora.models.lora.adapt` gave.
+        folder: Where to; made with its parents.
+        card: What goes into nuclora.json.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    config = copy.copy(peft_model.peft_config["default"])
+    config.inference_mode = True
+    # "auto" would ask the Hugging Face hub about the base.
+    tensors = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
+    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir()
+        config.save_pretrained(str(fresh))
+        save_file(
+            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
+            fresh / WEIGHTS,
+            metadata={"format": "pt"},
+        )
+        (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
+        for file in fresh.iterdir():
+            _flush(file)
+        if folder.exists():
+            # A folder with files in it cannot be replaced in one step; the old one goes with the scratch folder.
+            os.replace(folder, Path(scratch) / "old")
+        os.replace(fresh, folder)
+
+
+def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:
+    """Load an adapter and the base that it was trained on.
+
+    Args:
+        folder: What :func:`save_adapter` wrote.
+        weights: The base's weights, where they are not in their usual place.
+
+    Raises:
+        NucloraError: A file is missing or damaged, or these are other base weights than those of the training.
+    """
+    card = read_card(folder)
+    config, tensors = _read_config(folder), _read_tensors(folder / WEIGHTS)
+    base = load_base(card.base, weights)
+    if base.sha256 != card.base_sha256:
+        raise NucloraError(
+            f"trained on {card.base} with sha256 {card.base_sha256}, but {base.path} has {base.sha256}",
+            path=folder,
+            mend="give the weights that it was trained on with --weights",
+        )
+    # PEFT draws first weights from the global generator; they are replaced at once.
+    with torch.random.fork_rng(devices=[]):
+        try:
+            model = PeftModel(base.model, config)
+        except (ValueError, TypeError) as error:
+            reason = " ".join(str(error).split())[:160]
+            raise NucloraError(f"does not fit {card.base} ({reason})", path=folder / CONFIG) from error
+    expected = get_peft_model_state_dict(model, save_embedding_layers=False)
+    _check_fit(tensors, expected, folder / WEIGHTS)
+    set_peft_model_state_dict(model, tensors)
+    return LoadedAdapter(model.eval(), card, base)
+
+
+def merge(peft_model: PeftModel) -> NucleiSam:
+    """Fold an adapter into its base: the same outputs without PEFT. The model given is used up."""
+    merged: NucleiSam = peft_model.merge_and_unload()
+    return merged
+
+
+def read_card(folder: Path) -> AdapterCard:
+    """The card of an adapter.
+
+    Raises:
+        NucloraError: No card, or not a valid one.
+    """
+    path = folder / CARD
+    try:
+        return AdapterCard.model_validate_json(path.read_bytes())
+    except OSError as error:
+        raise NucloraError("not an adapter of nuclora: no nuclora.json", path=folder) from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise NucloraError(f"not a valid card: {where}: {first['msg']}".replace(": :", ":"), path=path) from error
+
+
+def _read_config(folder: Path) -> LoraConfig:
+    path = folder / CONFIG
+    if not path.is_file():
+        # PEFT would look for it on the Hugging Face hub.
+        raise NucloraError("missing from the adapter", path=path)
+    try:
+        config = LoraConfig.from_pretrained(str(folder))
+    except Exception as error:  # PEFT passes on whatever its parsing meets
+        raise NucloraError(f"not a PEFT configuration ({' '.join(str(error).split())[:120]})", path=path) from error
+    if not isinstance(config, LoraConfig):
+        raise NucloraError("not the configuration of a LoRA adapter", path=path)
+    return config
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(path)
+    except FileNotFoundError as error:
+        raise NucloraError("missing from the adapter", path=path) from error
+    except (SafetensorError, OSError) as error:
+        raise NucloraError(f"not a readable safetensors file ({error})", path=path) from error
+
+
+def _check_fit(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path: Path) -> None:
+    faults = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
+    faults += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
+    faults += [
+        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+        for name in sorted(expected.keys() & tensors.keys())
+        if tensors[name].shape != expected[name].shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
+        raise NucloraError(f"not the weights of this adapter: {', '.join(faults[:3])}{more}", path=path)
+
+
+def _flush(file: Path) -> None:
+    """To the disk, so that a power cut after the rename finds whole files."""
+    with file.open("rb") as stream:
+        os.fsync(stream.fileno())

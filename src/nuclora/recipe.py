@@ -1,0 +1,226 @@
+"""Recipes: every choice that changes a trained adapter, in one strict document."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from nuclora.errors import NucloraError
+
+Protocol = Literal["oracle-box", "oracle-point", "automatic"]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class AdapterSettings(_Strict):
+    """What trains: low-rank adapters on some layers, and some parts in full."""
+
+    rank: int = Field(16, ge=1)
+    alpha: float = Field(32.0, gt=0)
+    dropout: float = Field(0.1, ge=0, lt=1)
+    targets: tuple[Literal["qkv", "proj", "mlp", "decoder_attention"], ...] = ("qkv",)
+    last_blocks: int | None = Field(None, ge=1, description="LoRA on the last N encoder blocks only")
+    train_parts: tuple[Literal["mask_decoder", "prompt_encoder", "neck"], ...] = (
+        "mask_decoder",
+        "prompt_encoder",
+    )
+
+    @model_validator(mode="after")
+    def _decoder_trains_one_way(self) -> AdapterSettings:
+        if "decoder_attention" in self.targets and "mask_decoder" in self.train_parts:
+            raise ValueError(
+                "LoRA on the mask decoder's attention and the whole mask decoder cannot both train: "
+                "drop 'decoder_attention' from targets or 'mask_decoder' from train_parts"
+            )
+        return self
+
+
+class InputSettings(_Strict):
+    """How a tile becomes the network's input."""
+
+    size: int | None = Field(1024, ge=32, description="side of the square input in pixels; null: the base's own")
+    normalise: Literal["unit", "base"] = "unit"
+
+
+class AugmentSettings(_Strict):
+    """Random changes of a training tile; all zero means none."""
+
+    rotation: float = Field(0.3, ge=0, description="largest rotation in radians")
+    flip: float = Field(0.5, ge=0, le=1, description="probability of each of the two flips")
+    noise: float = Field(0.2, ge=0, le=1, description="probability of additive Gaussian noise")
+    noise_std: float = Field(0.05, ge=0, description="standard deviation of the noise, in units of the full range")
+    stain: float = Field(0.0, ge=0, le=1, description="strength of the haematoxylin-eosin jitter; 0: off")
+
+
+class PromptSettings(_Strict):
+    """Training prompts: one a nucleus, a jittered box or a point inside it."""
+
+    box_share: float = Field(0.5, ge=0, le=1, description="share of nuclei prompted by a box; the rest by a point")
+    box_jitter: float = Field(0.1, ge=0, lt=0.5, description="largest shift of a box edge, in box sides")
+    per_tile: int | None = Field(None, ge=1, description="at most so many nuclei a tile and step; null: all")
+    chunk: int = Field(64, ge=1, description="prompts decoded at once; bounds memory, not results")
+
+
+class LossSettings(_Strict):
+    """The loss of one mask; masks are averaged over a tile's nuclei, tiles over the batch."""
+
+    bce: float = Field(1.0, ge=0)
+    dice: float = Field(0.0, ge=0)
+    iou: float = Field(0.0, ge=0, description="weight of the squared error of the predicted IoU; 0: it is not trained")
+    touching_weight: float = Field(0.0, ge=0, description="extra weight of nuclei that touch another one")
+    small_weight: float = Field(0.0, ge=0, description="extra weight of nuclei smaller than the tile's median")
+    stride: int = Field(1, ge=1, le=4, description="input pixels per pixel of the masks that are compared")
+
+
+class TrainSettings(_Strict):
+    """The optimisation."""
+
+    epochs: int = Field(5, ge=1)
+    batch_size: int = Field(4, ge=1, description="tiles a step, over all processes")
+    accumulation: int = Field(1, ge=1, description="parts a batch is worked off in on each process")
+    learning_rate: float = Field(1e-4, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    precision: Literal["no", "bf16", "fp16"] = "no"
+    workers: int = Field(60, ge=0, description="loader processes; capped at the machine's cores")
+    select: Literal["last", "best"] = "last"
+    validate_on: Literal["test", "inner"] = "test"
+    validations_per_epoch: int = Field(1, ge=0)
+    validation_tiles: int | None = Field(None, ge=1, description="at most so many tiles a validation; null: all")
+    checkpoint_steps: int = Field(50, ge=1, description="steps between checkpoints")
+
+    @model_validator(mode="after")
+    def _best_needs_inner_validation(self) -> TrainSettings:
+        if self.select == "best" and (self.validate_on != "inner" or self.validations_per_epoch == 0):
+            raise ValueError(
+                "train.select=best needs train.validate_on=inner and validations: "
+                "choosing the checkpoint on the test fold would leak it"
+            )
+        return self
+
+
+class GridSettings(_Strict):
+    """SAM's automatic mask generator: a grid of points, filtered."""
+
+    points_per_side: int = Field(32, ge=1)
+    iou_threshold: float = Field(0.7, ge=0, le=1, description="least predicted IoU")
+    stability_threshold: float = Field(0.85, ge=0, le=1)
+    stability_offset: float = Field(1.0, gt=0, description="shift of the logit threshold for the stability score")
+    overlap_threshold: float = Field(0.5, gt=0, le=1, description="box IoU over which the worse mask goes")
+    largest_share: float = Field(0.05, gt=0, le=1, description="largest mask, as a share of the tile's area")
+
+
+class EvaluateSettings(_Strict):
+    """How test tiles are segmented and scored."""
+
+    protocols: tuple[Protocol, ...] = ("oracle-box", "oracle-point", "automatic")
+    automatic_tiles: int | None = Field(None, ge=1, description="at most so many tiles a fold for automatic; null: all")
+    min_size: int = Field(10, ge=0, description="smallest predicted nucleus in pixels of the tile")
+    grid: GridSettings = GridSettings()
+
+
+class Recipe(_Strict):
+    """One training recipe.
+
+    Equal recipes, bases, fold tables and tiles make equal adapters.
+    """
+
+    name: str
+    base: str
+    seed: int = Field(42, ge=0)
+    input: InputSettings = InputSettings()
+    adapter: AdapterSettings = AdapterSettings()
+    augment: AugmentSettings = AugmentSettings()
+    prompts: PromptSettings = PromptSettings()
+    loss: LossSettings = LossSettings()
+    train: TrainSettings = TrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    @property
+    def sha256(self) -> str:
+        """Hash of every field, equal for equal recipes."""
+        return hashlib.sha256(json.dumps(self.model_dump(mode="json"), sort_keys=True).encode()).hexdigest()
+
+    def to_yaml(self) -> str:
+        """The recipe as the YAML that :func:`load_recipe` reads."""
+        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False)
+
+
+def shipped_recipes() -> list[str]:
+    """Names of the recipes inside the package."""
+    folder = resources.files("nuclora") / "recipes"
+    return sorted(entry.name.removesuffix(".yaml") for entry in folder.iterdir() if entry.name.endswith(".yaml"))
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe and change some of its fields.
+
+    Args:
+        name: Name of a shipped recipe, or path of a YAML file.
+        overrides: ``field.path=value`` each, the value in YAML, as in ``train.epochs=10``.
+
+    Raises:
+        NucloraError: No such recipe, not YAML, or a field that is unknown or has a wrong value.
+    """
+    source = str(name)
+    if source in shipped_recipes():
+        text = (resources.files("nuclora") / "recipes" / f"{source}.yaml").read_text("utf-8")
+    else:
+        try:
+            text = Path(source).read_text("utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise NucloraError(
+                "no such recipe",
+                path=source,
+                mend=f"name a YAML file or one of {', '.join(shipped_recipes())}",
+            ) from error
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise NucloraError(f"not YAML ({' '.join(str(error).split())})", path=source) from error
+    if not isinstance(fields, dict):
+        raise NucloraError("not a recipe: the file holds no mapping", path=source)
+    for override in overrides:
+        _set_field(fields, override)
+    return parse_recipe(fields, source)
+
+
+def parse_recipe(fields: dict[str, Any], source: str) -> Recipe:
+    """Validate the fields of a recipe; `source` names them in errors."""
+    try:
+        return Recipe.model_validate(fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        raise NucloraError(f"not a valid recipe: {reason}", path=source, mend="see docs/recipes.md") from error
+
+
+def _set_field(fields: dict[str, Any], override: str) -> None:
+    path, separator, text = override.partition("=")
+    if not separator or not path:
+        raise NucloraError(f"--set {override}: not of the form field=value", mend="write e.g. --set train.epochs=10")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise NucloraError(f"--set {override}: the value is not YAML") from error
+    if isinstance(value, str):
+        # YAML 1.1 reads 5e-4 as a string; people write learning rates so.
+        try:
+            value = float(value)
+        except ValueError:
+            pass
+    *parents, leaf = path.split(".")
+    for parent in parents:
+        fields = fields.setdefault(parent, {})
+        if not isinstance(fields, dict):
+            raise NucloraError(f"--set {override}: {parent} has no fields")
+    fields[leaf] = value

@@ -1,0 +1,181 @@
+"""The words and tables of a report: what was run, how far it got, and what its numbers may be used for."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from nuclora.report.published import METRICS, NUINSSEG_TILES
+from nuclora.report.summary import is_partial, main_protocol
+from nuclora.run import FINE_TUNED, ZERO_SHOT, Run
+
+if TYPE_CHECKING:
+    from nuclora.models.parameters import ParameterTable
+
+Rows = list[dict[str, Any]]
+
+PART_NAMES: Final = {
+    "base": "Base as published",
+    "adapter": "LoRA",
+    "mask_decoder": "Mask decoder (of the base)",
+    "prompt_encoder": "Prompt encoder (of the base)",
+    "neck": "Neck of the image encoder (of the base)",
+}
+
+
+def subtitle(run: Run, summary: Mapping[str, Any]) -> str:
+    """One line: data, folds, seed, input, epochs, date."""
+    recipe = run.recipe
+    groups = len({row.group for row in run.folds.rows})
+    parts = [
+        f"{summary['tiles']} tiles of {groups} organs" if groups > 1 else f"{summary['tiles']} tiles",
+        f"{len(summary['folds'])} folds",
+        f"seed {recipe.seed}",
+        f"{recipe.train.epochs} epochs",
+        f"last session {run.info['sessions'][-1]['started'][:10]}" if run.info["sessions"] else "",
+    ]
+    return " · ".join(part for part in parts if part)
+
+
+def cards(summary: Mapping[str, Any], parameters: ParameterTable | None) -> list[dict[str, str]]:
+    """The few numbers on top: final measures under the main protocol, and what was trained."""
+    main = main_protocol(summary)
+    entries = {entry["stage"]: entry for entry in summary["results"] if entry["protocol"] == main}
+    found = []
+    for metric, name in METRICS.items() if main else ():
+        after, before = entries[FINE_TUNED], entries.get(ZERO_SHOT)
+        low, high = after["interval"][metric]
+        detail = f"95 % interval {low:.3f} to {high:.3f}"
+        if before:
+            detail += f"; zero-shot {before['mean'][metric]:.3f}"
+        found.append({"name": f"{name}, {main}", "value": f"{after['mean'][metric]:.3f}", "detail": detail})
+    if main:
+        errors = entries[FINE_TUNED]["errors"]
+        tiles = f"true nuclei in {entries[FINE_TUNED]['tiles']} test tiles"
+        found.append({"name": "Scored", "value": f"{errors['nuclei']:,}", "detail": tiles})
+    if parameters:
+        detail = f"{parameters.trainable:,} of {parameters.total:,} parameters"
+        found.append({"name": "Trained", "value": f"{100 * parameters.share:.2f} %", "detail": detail})
+    return found
+
+
+def partial_notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
+    """What is missing, in words; nothing of a whole run."""
+    notes = []
+    trained = [fold for fold in summary["folds"] if run.adapter_folder(fold).exists()]
+    if len(trained) < len(summary["folds"]):
+        done = f"folds {', '.join(map(str, trained))} are" if len(trained) > 1 else f"fold {trained[0]} is"
+        notes.append(
+            f"This run is not finished: {done if trained else 'no fold is'} trained of {len(summary['folds'])}. "
+            "The same command goes on with it."
+        )
+    if not any(entry["stage"] == FINE_TUNED for entry in summary["results"]):
+        notes.append("No fine-tuned adapter is evaluated yet.")
+    for entry in filter(is_partial, summary["results"]):
+        folds = ", ".join(f"{fold['tiles']} of {fold['of_tiles']} in fold {fold['fold']}" for fold in entry["folds"])
+        cause = ""
+        limit = run.recipe.evaluate.automatic_tiles
+        if entry["protocol"] == "automatic" and limit is not None:
+            cause = f" The recipe asks for at most {limit} tiles a fold."
+        notes.append(
+            f"{entry['stage'].capitalize()}, {entry['protocol']}: {entry['tiles']} of {entry['of_tiles']} test tiles "
+            f"({folds}).{cause}"
+        )
+    return notes
+
+
+def comparison(summary: Mapping[str, Any]) -> str:
+    """How far our numbers and the published ones may be compared."""
+    text = (
+        f"The published numbers are means of five random folds of the {NUINSSEG_TILES} NuInsSeg tiles. Rows with "
+        "different prompts at test time do not measure the same thing: prompts taken from the truth tell a model where "
+        "each nucleus is, so such rows are upper bounds, and the study does not say where its prompts came from."
+    )
+    if summary["tiles"] != NUINSSEG_TILES:
+        text += f" This run has {summary['tiles']} other tiles: its numbers and the published ones do not compare."
+    elif any(map(is_partial, summary["results"])):
+        text += " Rows of this run on a part of the tiles compare only roughly."
+    return text
+
+
+def validation_note(run: Run) -> str:
+    """Whether the test tiles had a part in choosing anything."""
+    settings = run.recipe.train
+    if settings.validate_on == "test":
+        return (
+            "As the study did, this recipe validates on the test tiles of the fold. Nothing is chosen by it: the final "
+            "figures are those of the last epoch, whatever the curves below say. Picking the best epoch from these "
+            "curves would be choosing on the test tiles."
+        )
+    chosen = "the checkpoint with the best PQ on them" if settings.select == "best" else "the last epoch"
+    return (
+        "Validation during training is on inner validation tiles, an eighth of the fold's training tiles that is not "
+        f"trained on. The final figures are those of {chosen}; the test tiles were read once, at the end."
+    )
+
+
+def training(run: Run) -> Rows:
+    """How far each fold's training got: one row a fold that has begun."""
+    rows = []
+    table = run.folds
+    for fold in table.folds:
+        records = run.training_records(fold)
+        steps = [record for record in records if record["kind"] == "step"]
+        if not steps:
+            continue
+        epochs = [record["loss"] for record in records if record["kind"] == "epoch"]
+        seconds = sum(record["seconds"] for record in steps)
+        rows.append(
+            {
+                "fold": fold,
+                "train": len(table.train(fold)),
+                "test": len(table.test(fold)),
+                "steps": steps[-1]["step"],
+                "epoch": steps[-1]["epoch"],
+                "epochs": run.recipe.train.epochs,
+                "time": f"{seconds / 3600:.1f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min",
+                "memory": f"{max(record['memory_mb'] for record in steps) / 1000:.1f} GB",
+                "first_loss": f"{epochs[0]:.4f}" if epochs else "–",
+                "last_loss": f"{epochs[-1]:.4f}" if epochs else "–",
+                "state": "trained" if run.adapter_folder(fold).exists() else "in training",
+            }
+        )
+    return rows
+
+
+def parameters(run: Run) -> ParameterTable | None:
+    """Parameters of the adapted base by part; none of a custom base whose folder is gone."""
+    from nuclora.models.parameters import recipe_parameters
+
+    folder = Path(run.info["base_path"])
+    if run.recipe.base == "custom" and not folder.exists():
+        return None
+    return recipe_parameters(run.recipe, folder)
+
+
+def sessions_note(run: Run) -> str:
+    """How often the run was taken up again, in words."""
+    count = len(run.info["sessions"])
+    if count <= 1:
+        return "The run was made in one session, without a break."
+    return (
+        f"The run was taken up {count} times: each session after the first went on from what was on disk, from the "
+        "last checkpoint or the last scored tile. An interrupted run ends with the numbers of an unbroken one."
+    )
+
+
+def hashes(run: Run) -> dict[str, str]:
+    """What the run is made from, by hash."""
+    return {
+        f"base {run.info['base']['name']}": run.info["base"]["sha256"],
+        "recipe": run.recipe.sha256,
+        "fold table": run.info["folds_sha256"],
+    }
+
+
+def commands(run: Run) -> list[str]:
+    """The distinct command lines of the sessions, and the one of the report."""
+    used = dict.fromkeys(session["command"] for session in run.info["sessions"])
+    return [*used, f"nuclora report {shlex.quote(str(run.folder))}"]

@@ -1,0 +1,209 @@
+"""Charts of a run's results and training: functions from numbers to matplotlib figures."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from nuclora.report.colours import BLUE, BLUISH_GREEN, INK, METRIC_COLOURS, MUTED, SKY_BLUE, VERMILION, line_style
+from nuclora.report.published import METRICS, PublishedResult
+from nuclora.report.style import new_figure, styled
+
+Floats = NDArray[np.float64]
+Points = Mapping[int, Sequence[tuple[float, float]]]
+
+
+@styled
+def final_by_fold(results: Sequence[Mapping[str, Any]]) -> Figure:
+    """Bars of the final Dice, AJI and PQ of each fold with their mean: a row a protocol.
+
+    Args:
+        results: Entries of `summarise_run`, one a protocol; each with `protocol`, `folds` and `mean`.
+    """
+    figure = new_figure(0.5 + 1.9 * len(results))
+    grid = figure.subplots(len(results), len(METRICS), sharey=True, squeeze=False)
+    for row, (axes_row, result) in enumerate(zip(grid, results, strict=True)):
+        folds = [fold["fold"] for fold in result["folds"]]
+        for axes, (metric, title) in zip(axes_row, METRICS.items(), strict=True):
+            values = [fold[metric] for fold in result["folds"]]
+            mean = result["mean"][metric]
+            bars = axes.bar(range(len(folds)), values, width=0.68, color=METRIC_COLOURS[metric], alpha=0.85)
+            axes.bar_label(bars, [f"{value:.3f}".lstrip("0") for value in values], padding=2, fontsize=8)
+            axes.axhline(mean, color=INK, linewidth=1.1, linestyle=(0, (5, 2)))
+            axes.annotate(
+                f"mean\n{mean:.3f}", (1.01, mean), xycoords=("axes fraction", "data"), va="center", fontsize=8
+            )
+            axes.set_xticks(range(len(folds)), [str(fold) for fold in folds])
+            axes.tick_params(axis="x", length=0)
+            axes.set_ylim(0, 1)
+            if row == 0:
+                axes.set_title(title)
+            if row == len(results) - 1:
+                axes.set_xlabel("fold")
+        axes_row[0].set_ylabel(result["protocol"])
+    return figure
+
+
+@styled
+def validation_curves(curves: Mapping[str, Points]) -> Figure:
+    """Dice, AJI and PQ against the training step, one line a fold.
+
+    Args:
+        curves: For each measure and fold, pairs of step and value.
+    """
+    figure = new_figure(3.1)
+    for axes, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
+        ends = {}
+        for index, (fold, points) in enumerate(sorted(curves[metric].items())):
+            style = line_style(index)
+            steps, values = np.asarray(points, dtype=float).T
+            axes.plot(steps, values, color=style.colour, linestyle=style.dashes, marker=style.marker)
+            ends[f"fold {fold}"] = (steps[-1], values[-1], style.colour)
+        axes.set_title(METRICS[metric])
+        axes.set_xlabel("training step")
+        axes.grid(True, axis="x")
+        axes.margins(x=0.04, y=0.1)
+        _label_ends(axes, ends)
+    return figure
+
+
+@styled
+def training_loss(losses: Points) -> Figure:
+    """Training loss against the step, one line a fold: every step in a light line, its running mean in a strong one.
+
+    Args:
+        losses: For each fold, pairs of step and loss.
+    """
+    figure = new_figure(3.4)
+    axes = figure.subplots()
+    ends, top = {}, 0.0
+    for index, (fold, points) in enumerate(sorted(losses.items())):
+        style = line_style(index)
+        steps, values = np.asarray(points, dtype=float).T
+        window = max(1, len(values) // 25)
+        smooth = running_mean(values, window)
+        axes.plot(steps, values, color=style.colour, alpha=0.18, linewidth=0.7)
+        axes.plot(
+            steps, smooth, color=style.colour, linestyle=style.dashes, marker=style.marker,
+            markevery=(index * max(1, len(values) // 60), max(1, len(values) // 10)),
+        )  # fmt: skip
+        ends[f"fold {fold}"] = (steps[-1], smooth[-1], style.colour)
+        # The first steps of a fresh decoder would press everything else to the floor.
+        top = max(top, float(np.quantile(values, 0.995)), float(smooth[min(window, len(smooth) - 1) :].max()))
+    axes.set_ylim(0, 1.05 * top)
+    axes.margins(x=0.02)
+    axes.set_xlabel("training step")
+    axes.set_ylabel("training loss")
+    _label_ends(axes, ends)
+    return figure
+
+
+def running_mean(values: Floats, window: int) -> Floats:
+    """Mean of each value and the `window - 1` before it, of fewer at the start; same length."""
+    sums = np.concatenate(([0.0], np.cumsum(values)))
+    last = np.arange(1, len(values) + 1)
+    first = np.maximum(0, last - window)
+    means: Floats = (sums[last] - sums[first]) / (last - first)
+    return means
+
+
+def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
+    """Write the name of each line at its end, moved apart where the ends lie close."""
+    low, high = axes.get_ylim()
+    size = axes.get_window_extent().height / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    gap = (high - low) * 0.16 / max(size, 1.0)
+    order = sorted(ends, key=lambda name: ends[name][1])
+    places = spread([ends[name][1] for name in order], gap)
+    right = max(end[0] for end in ends.values())
+    for name, place in zip(order, places, strict=True):
+        axes.annotate(
+            name, (right, place), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8,
+            color=ends[name][2], annotation_clip=False,
+        )  # fmt: skip
+
+
+def spread(places: Sequence[float], gap: float) -> list[float]:
+    """Move ascending places apart to at least `gap`, each run of crowded ones around its own mean."""
+    runs: list[list[float]] = []
+    for place in places:
+        runs.append([place])
+        while len(runs) > 1 and _start(runs[-1], gap) - _end(runs[-2], gap) < gap:
+            runs[-2:] = [runs[-2] + runs[-1]]
+    return [_start(run, gap) + index * gap for run in runs for index in range(len(run))]
+
+
+def _start(run: Sequence[float], gap: float) -> float:
+    return sum(run) / len(run) - gap * (len(run) - 1) / 2
+
+
+def _end(run: Sequence[float], gap: float) -> float:
+    return sum(run) / len(run) + gap * (len(run) - 1) / 2
+
+
+@styled
+def before_and_after(pairs: Mapping[str, tuple[Floats, Floats]]) -> Figure:
+    """AJI of each tile before and after fine-tuning, a panel a protocol; over the diagonal is better.
+
+    Args:
+        pairs: For each protocol, the AJI of the same tiles zero-shot and fine-tuned.
+    """
+    # As many panels as there are protocols at most, so that one alone is not blown up.
+    figure = new_figure(3.35)
+    for axes, (protocol, (before, after)) in zip(figure.subplots(1, 3), pairs.items(), strict=False):
+        axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.9, linestyle=(0, (5, 2)))
+        axes.plot(before, after, "o", color=SKY_BLUE, alpha=0.5, markersize=3.5, markeredgewidth=0)
+        axes.plot(before.mean(), after.mean(), "D", color=VERMILION, markersize=7, markeredgecolor="white")
+        axes.annotate(
+            f"mean\n{before.mean():.3f} → {after.mean():.3f}", (before.mean(), after.mean()), xytext=(9, -9),
+            textcoords="offset points", va="top", fontsize=8, color="#8a3c00",
+            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
+        )  # fmt: skip
+        better = int((after > before).sum())
+        axes.set_title(f"{protocol}\n", fontsize=9.5)
+        axes.annotate(
+            f"better on {better} of {len(after)} tiles", (0, 1.02), xycoords="axes fraction", fontsize=8
+        )
+        axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="AJI zero-shot", ylabel="AJI fine-tuned")
+        axes.grid(True, axis="x")
+    for axes in figure.axes[len(pairs) :]:
+        axes.remove()
+    return figure
+
+
+@styled
+def beside_published(ours: Sequence[PublishedResult], published: Sequence[PublishedResult]) -> Figure:
+    """Dice, AJI and PQ of this run beside the published ones, each with its protocol.
+
+    Args:
+        ours: This run's rows.
+        published: The rows of others.
+    """
+    rows = [*ours, *published]
+    places = np.arange(len(rows))[::-1]
+    figure = new_figure(0.9 + 0.3 * len(rows))
+    grid = figure.subplots(1, len(METRICS), sharey=True)
+    for axes, (metric, title) in zip(grid, METRICS.items(), strict=True):
+        for row, place in zip(rows, places, strict=True):
+            value = getattr(row, metric)
+            mine = row in ours
+            colour = BLUE if mine else BLUISH_GREEN if row.protocol == "automatic" else MUTED
+            axes.plot((0, value), (place, place), color=colour, linewidth=1.2, alpha=0.5)
+            axes.plot(
+                value, place, "D" if mine else "o", color=colour, markersize=6.5,
+                markerfacecolor=colour if row.protocol == "automatic" else "white", markeredgewidth=1.6,
+            )  # fmt: skip
+            axes.annotate(f"{value:.3f}", (value, place), xytext=(8, 0), textcoords="offset points", va="center")
+        axes.set_title(title)
+        axes.set_xlim(0, 1.05)
+        axes.grid(False, axis="y")
+        axes.grid(True, axis="x")
+        axes.tick_params(axis="y", length=0)
+        if published:
+            axes.axhline(len(published) - 0.5, color=MUTED, linewidth=0.7)
+    grid[0].set_yticks(places, [f"{row.name}  [{row.protocol}]" for row in rows])
+    return figure

@@ -1,0 +1,96 @@
+"""The report of a run as one HTML page that needs nothing outside itself."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from nuclora.data import open_tiles
+from nuclora.data.tiles import TileSet
+from nuclora.errors import NucloraError
+from nuclora.files import write_atomic
+from nuclora.report import facts
+from nuclora.report.plates import plates, save_plate
+from nuclora.report.published import METRICS, PUBLISHED, STUDY, STUDY_FOLDS
+from nuclora.report.summary import UPPER_BOUND, summarise_run
+from nuclora.run import Run
+
+PAGE = "report.html"
+
+
+def write_report(run: Run, out: Path | None = None, data: TileSet | None = None) -> Path:
+    """Write the report: a page with everything in it, and each figure as PNG and SVG beside it.
+
+    Works at any time: what is not trained or evaluated yet is named and left out.
+
+    Args:
+        run: The run.
+        out: Folder of the page and of ``figures/``; by default the run's own.
+        data: The labelled tiles, if they are no longer where the run read them. Without any the figures that show
+            tiles are left out.
+
+    Returns:
+        The page.
+
+    Raises:
+        NucloraError: The tiles are damaged or not those of the run, or nothing can be written.
+    """
+    folder = out or run.report_folder
+    summary = summarise_run(run)
+    notes = facts.partial_notes(run, summary)
+    if data is None:
+        data, note = _find_tiles(run)
+        notes += note
+    if data is not None:
+        run.folds.check_against(data)
+    figures = [
+        {"number": number, "plate": plate, "uri": save_plate(plate, folder / "figures")}
+        for number, plate in enumerate(plates(run, summary, data), start=1)
+    ]
+    environment = Environment(
+        loader=PackageLoader("nuclora.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+    )
+    environment.filters["thousands"] = "{:,}".format
+    parameters = facts.parameters(run)
+    page = environment.get_template("report.html.j2").render(
+        title=f"Nuclei segmentation with {run.recipe.base} + LoRA, recipe {run.recipe.name}",
+        subtitle=facts.subtitle(run, summary),
+        cards=facts.cards(summary, parameters),
+        notes=notes,
+        results=summary["results"],
+        folds=summary["folds"],
+        metrics=METRICS,
+        upper_bound=UPPER_BOUND,
+        comparison=facts.comparison(summary),
+        published=PUBLISHED,
+        study=STUDY,
+        study_folds=STUDY_FOLDS,
+        validation_note=facts.validation_note(run),
+        training=facts.training(run),
+        parameters=parameters,
+        part_names=facts.PART_NAMES,
+        recipe_yaml=run.recipe.to_yaml(),
+        sessions=run.info["sessions"],
+        sessions_note=facts.sessions_note(run),
+        hashes=facts.hashes(run),
+        commands=facts.commands(run),
+        figures=figures,
+        sections={plate["plate"].section for plate in figures},  # type: ignore[attr-defined]
+        version=metadata.version("nuclora"),
+    )
+    write_atomic(folder / PAGE, page)
+    return folder / PAGE
+
+
+def _find_tiles(run: Run) -> tuple[TileSet | None, list[str]]:
+    """The tiles where the run read them, or a note that they are gone."""
+    place = run.info["data"]
+    try:
+        return open_tiles(place["root"], place["format"]), []
+    except NucloraError as error:
+        return None, [
+            f"The labelled tiles could not be opened ({error}), so the figures that show tiles or measure nuclei are "
+            "left out. Write the report again with --data to have them."
+        ]

@@ -1,0 +1,184 @@
+"""Pictures of tiles: labels and errors as thin outlines and translucent fills over the tissue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
+from matplotlib.colors import to_rgba
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.path import Path
+from numpy.typing import NDArray
+from scipy.ndimage import find_objects
+from skimage.measure import find_contours
+
+from nuclora.data.tiles import Sample
+from nuclora.metrics.errors import ErrorTypes
+from nuclora.report.colours import ERROR_STYLES, INK, neighbour_colours, palette
+from nuclora.report.style import WIDTH, new_figure, styled
+
+Labels = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Example:
+    """One tile to show.
+
+    Attributes:
+        rank: Why it is shown: ``best``, ``median`` or ``worst``.
+        tile: Its name.
+        sample: Image, truth and ignore mask.
+        prediction: Predicted labels (H, W).
+        errors: What went wrong, by ids.
+        scores: Its measures by name.
+    """
+
+    rank: str
+    tile: str
+    sample: Sample
+    prediction: Labels
+    errors: ErrorTypes
+    scores: Mapping[str, float]
+
+
+def outlines(labels: Labels) -> dict[int, Path]:
+    """The outline of each instance, all its components and holes, in pixels (x right, y down).
+
+    Args:
+        labels: Integer labels (H, W), 0 background.
+    """
+    paths = {}
+    for label, box in enumerate(find_objects(labels), start=1):
+        if box is None:
+            continue
+        mask = np.pad(labels[box] == label, 1)
+        origin = (box[1].start - 1, box[0].start - 1)
+        rings = [Path(ring[:, ::-1] + origin, closed=True) for ring in find_contours(mask, 0.5)]
+        paths[label] = Path.make_compound_path(*rings)
+    return paths
+
+
+def draw_labels(axes: Axes, labels: Labels) -> None:
+    """Draw instances so that neighbours differ in colour; the colours mean nothing else."""
+    numbers = neighbour_colours(labels)
+    colours = palette(max(numbers.values(), default=0) + 1)
+    shapes = outlines(labels)
+    edges = [to_rgba(colours[numbers[label]]) for label in shapes]
+    axes.add_collection(
+        PathCollection(
+            list(shapes.values()), facecolors=[(*edge[:3], 0.38) for edge in edges], edgecolors=edges, linewidths=1.0
+        )
+    )
+
+
+def draw_errors(axes: Axes, truth: Labels, prediction: Labels, errors: ErrorTypes) -> None:
+    """Draw the predictions by what they are, and the true nuclei that were missed.
+
+    Args:
+        axes: Where the tissue is shown.
+        truth: True labels (H, W).
+        prediction: Predicted labels (H, W).
+        errors: Ids by what happened.
+    """
+    predicted, true = outlines(prediction), outlines(truth)
+    wrong = {*errors.false, *errors.merging, *errors.pieces}
+    _draw(axes, "matched", (shape for label, shape in predicted.items() if label not in wrong))
+    _draw(axes, "false", (predicted[label] for label in errors.false))
+    _draw(axes, "merged", (predicted[label] for label in errors.merging))
+    _draw(axes, "split", (predicted[label] for label in errors.pieces))
+    _draw(axes, "missed", (true[label] for label in errors.missed))
+
+
+def _draw(axes: Axes, kind: str, shapes: Iterable[Path]) -> None:
+    style = ERROR_STYLES[kind]
+    paths = list(shapes)
+    if not paths:
+        return
+    if kind != "matched":
+        # A light casing keeps the dashes visible on dark nuclei.
+        axes.add_collection(PathCollection(paths, facecolors="none", edgecolors="white", linewidths=style.width + 1.2))
+    axes.add_collection(
+        PathCollection(
+            paths, facecolors=[to_rgba(style.colour, style.fill)], edgecolors=[style.colour],
+            linewidths=style.width, linestyles=[style.dashes], hatch=style.hatch or None,
+        )
+    )  # fmt: skip
+
+
+def _draw_ignored(axes: Axes, ignore: NDArray[np.bool_]) -> None:
+    shapes = outlines(ignore.astype(np.int32))
+    axes.add_collection(
+        PathCollection(
+            list(shapes.values()), facecolors=[(1, 1, 1, 0.35)], edgecolors=["#52606d"], linewidths=0.8, hatch="||"
+        )
+    )
+
+
+def _show(axes: Axes, image: NDArray[np.uint8]) -> None:
+    axes.imshow(image, interpolation="antialiased")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+    # Collections would widen the view by half a pixel.
+    axes.autoscale(False)
+
+
+@styled
+def sample_with_labels(tile: str, sample: Sample) -> Figure:
+    """One tile beside its labels.
+
+    Args:
+        tile: Name of the tile.
+        sample: Its pixels.
+    """
+    height, width = sample.labels.shape
+    figure = new_figure(0.35 + WIDTH / 2 * height / width)
+    left, right = figure.subplots(1, 2)
+    for axes, title in ((left, tile), (right, f"{np.unique(sample.labels[sample.labels > 0]).size} labelled nuclei")):
+        _show(axes, sample.image)
+        axes.set_title(title)
+    draw_labels(right, sample.labels)
+    return figure
+
+
+@styled
+def examples(rows: Sequence[Example]) -> Figure:
+    """Image, truth and prediction of some tiles, a row each, with the errors drawn over the prediction.
+
+    Args:
+        rows: The tiles, at least one.
+    """
+    shapes = [row.sample.labels.shape for row in rows]
+    heights = [WIDTH / 3 * height / width for height, width in shapes]
+    figure = new_figure(0.75 + sum(heights) + 0.25 * len(rows))
+    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
+    for axes_row, row in zip(grid, rows, strict=True):
+        for axes in axes_row:
+            _show(axes, row.sample.image)
+        draw_labels(axes_row[1], row.sample.labels)
+        draw_errors(axes_row[2], row.sample.labels, row.prediction, row.errors)
+        if row.sample.ignore.any():
+            for axes in axes_row[1:]:
+                _draw_ignored(axes, row.sample.ignore)
+        scores = "  ".join(f"{name} {row.scores[key]:.3f}" for key, name in _SCORES.items())
+        for axes, title in zip(axes_row, (f"{row.rank}: {row.tile}", "truth", scores), strict=True):
+            axes.set_title(title, fontsize=8.5, fontweight="bold" if axes is axes_row[0] else "normal")
+    handles = [
+        Patch(
+            facecolor=to_rgba(style.colour, style.fill), edgecolor=style.colour, linestyle=style.dashes,
+            linewidth=style.width, hatch=style.hatch, label=style.label,
+        )
+        for style in ERROR_STYLES.values()
+    ]  # fmt: skip
+    if any(row.sample.ignore.any() for row in rows):
+        handles.append(Patch(facecolor="white", edgecolor="#52606d", hatch="||", label="not scored (vague)"))
+    figure.legend(
+        handles=handles, loc="outside lower center", ncols=3, handlelength=3, handleheight=1.5, labelcolor=INK
+    )
+    return figure
+
+
+_SCORES = {"dice": "Dice", "aji": "AJI", "pq": "PQ"}

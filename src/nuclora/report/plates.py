@@ -1,0 +1,251 @@
+"""The figures of a report: which there are, what each shows, and their files."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from nuclora.data.tiles import TileSet
+from nuclora.files import write_atomic
+from nuclora.report import breakdowns, figures, overlays
+from nuclora.report.analysis import NucleusAnalysis, analyse_nuclei, pick_examples
+from nuclora.report.published import METRICS, NUINSSEG_TILES, PUBLISHED, PublishedResult
+from nuclora.report.style import render
+from nuclora.report.summary import ERROR_KINDS, Entry, is_partial, main_protocol
+from nuclora.run import FINE_TUNED, ZERO_SHOT, Run
+
+
+@dataclass(frozen=True)
+class Plate:
+    """One figure of the report.
+
+    Attributes:
+        section: The part of the page that it stands in.
+        name: Stem of its files.
+        title: What it is.
+        caption: What to see in it.
+        draw: Draws it.
+        picture: Whether it shows tissue, which a page holds as JPEG, or is a chart, held as SVG.
+    """
+
+    section: str
+    name: str
+    title: str
+    caption: str
+    draw: Callable[[], Figure]
+    picture: bool = False
+
+
+def save_plate(plate: Plate, folder: Path) -> str:
+    """Draw a figure, write its PNG and SVG, and return it as a data URI for the page."""
+    figure = plate.draw()
+    png = render(figure, "png")
+    # The layout is settled by now: the second writing need not find it again.
+    figure.set_layout_engine("none")
+    svg = render(figure, "svg")
+    write_atomic(folder / f"{plate.name}.png", png)
+    write_atomic(folder / f"{plate.name}.svg", svg)
+    if not plate.picture:
+        return f"data:image/svg+xml;base64,{base64.b64encode(svg).decode()}"
+    buffer = io.BytesIO()
+    Image.open(io.BytesIO(png)).convert("RGB").save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
+def plates(run: Run, summary: Mapping[str, Any], tiles: TileSet | None) -> Iterator[Plate]:
+    """The figures that a run has the material for, in the order of the page.
+
+    Args:
+        run: The run.
+        summary: What `summarise_run` says of it.
+        tiles: Its labelled tiles; without them the figures that show or measure tiles are left out.
+    """
+    tuned = [entry for entry in summary["results"] if entry["stage"] == FINE_TUNED]
+    main = main_protocol(summary)
+    yield from _result_plates(run, summary, tuned)
+    yield from _training_plates(run)
+    if main is None:
+        return
+    main_entry = next(entry for entry in tuned if entry["protocol"] == main)
+    if tiles is not None:
+        analysis = analyse_nuclei(run, tiles, main, run.rows(FINE_TUNED, main))
+        yield _sample_plate(tiles, analysis.typical_tile)
+        for protocol in dict.fromkeys((main, *(e["protocol"] for e in tuned if e["protocol"] == "automatic"))):
+            yield from _example_plates(run, tiles, protocol)
+    yield _group_plate(main_entry, summary)
+    if tiles is not None:
+        yield from _nucleus_plates(analysis, main)
+    yield _error_plate(summary["results"])
+
+
+def _result_plates(run: Run, summary: Mapping[str, Any], tuned: Sequence[Entry]) -> Iterator[Plate]:
+    if tuned:
+        yield Plate(
+            "results",
+            "final-by-fold",
+            "Final Dice, AJI and PQ by fold",
+            "Fine-tuned adapters on the test tiles of their folds, a row a protocol. The dashed line is the mean of "
+            "the folds.",
+            lambda: figures.final_by_fold(tuned),
+        )
+    pairs = {}
+    for entry in tuned:
+        before = {row["tile"]: row["aji"] for row in run.rows(ZERO_SHOT, entry["protocol"])}
+        after = [row for row in run.rows(FINE_TUNED, entry["protocol"]) if row["tile"] in before]
+        if after:
+            pairs[entry["protocol"]] = (
+                np.array([before[row["tile"]] for row in after]),
+                np.array([row["aji"] for row in after]),
+            )
+    if pairs:
+        yield Plate(
+            "results",
+            "zero-shot-and-fine-tuned",
+            "Zero-shot and fine-tuned on the same tiles",
+            "Each point is a test tile; over the dashed diagonal fine-tuning helped. The diamond is the mean.",
+            lambda: figures.before_and_after(pairs),
+        )
+    whole = [entry for entry in tuned if not is_partial(entry) and summary["tiles"] == NUINSSEG_TILES]
+    if whole:
+        ours = [
+            PublishedResult(
+                f"This run: {entry['base']}", entry["protocol"], *(entry["mean"][metric] for metric in METRICS)
+            )
+            for entry in whole
+        ]
+        yield Plate(
+            "published",
+            "beside-published",
+            "This run beside the published numbers",
+            "Diamonds: this run; circles: others. Filled marks used no truth at test time, hollow ones did or do not "
+            "say.",
+            lambda: figures.beside_published(ours, PUBLISHED),
+        )
+
+
+def _training_plates(run: Run) -> Iterator[Plate]:
+    records = {fold: run.training_records(fold) for fold in run.folds.folds}
+    validations = {
+        fold: [record for record in of_fold if record["kind"] == "validation"] for fold, of_fold in records.items()
+    }
+    losses = {
+        fold: [(record["step"], record["loss"]) for record in of_fold if record["kind"] == "step"]
+        for fold, of_fold in records.items()
+    }
+    curves = {
+        metric: {
+            fold: [(record["step"], record[metric]) for record in of_fold]
+            for fold, of_fold in validations.items()
+            if of_fold
+        }
+        for metric in METRICS
+    }
+    if curves["dice"]:
+        tiles = "the fold's test tiles" if run.recipe.train.validate_on == "test" else "inner validation tiles"
+        protocol = next(record["protocol"] for of_fold in validations.values() for record in of_fold)
+        yield Plate(
+            "training",
+            "validation-by-step",
+            "Dice, AJI and PQ during training",
+            f"Validation on {tiles} with the protocol {protocol}, a line a fold. The axes do not start at 0.",
+            lambda: figures.validation_curves(curves),
+        )
+    if any(losses.values()):
+        known = {fold: points for fold, points in losses.items() if points}
+        yield Plate(
+            "training",
+            "training-loss",
+            "Training loss",
+            "Light: each step; strong: running mean over a twenty-fifth of the steps; a line a fold. The highest "
+            "first steps may lie outside.",
+            lambda: figures.training_loss(known),
+        )
+
+
+def _sample_plate(tiles: TileSet, name: str) -> Plate:
+    return Plate(
+        "examples",
+        "sample-tile",
+        "A tile and its labels",
+        "The test tile with the median number of nuclei. The colours only tell neighbours apart.",
+        lambda: overlays.sample_with_labels(name, tiles[name].read()),
+        picture=True,
+    )
+
+
+def _example_plates(run: Run, tiles: TileSet, protocol: str) -> Iterator[Plate]:
+    of_fold: dict[int, list[dict[str, Any]]] = {}
+    for row in run.rows(FINE_TUNED, protocol):
+        of_fold.setdefault(row["fold"], []).append(row)
+    for fold, rows in sorted(of_fold.items()):
+        yield Plate(
+            "examples",
+            f"fold-{fold}-{protocol}",
+            f"Fold {fold}, {protocol}: image, truth, prediction",
+            f"Best, median and worst of {len(rows)} test tiles by AJI. Middle: the colours only tell neighbours "
+            "apart. Right: errors are told by outline and hatch as well as by colour; an outline that is too poor "
+            "counts as a missed nucleus and a false prediction.",
+            lambda rows=rows: overlays.examples(pick_examples(run, tiles, protocol, rows)),  # type: ignore[misc]
+            picture=True,
+        )
+
+
+def _group_plate(entry: Entry, summary: Mapping[str, Any]) -> Plate:
+    before = {
+        group: scores
+        for other in summary["results"]
+        if other["stage"] == ZERO_SHOT and other["protocol"] == entry["protocol"]
+        for group, scores in other["groups"].items()
+    }
+    return Plate(
+        "where",
+        "by-organ",
+        "By organ",
+        f"Protocol {entry['protocol']}, fine-tuned, mean over an organ's tiles, sorted by AJI; n is the number of "
+        "tiles.",
+        lambda: breakdowns.by_group(entry["groups"], before),
+    )
+
+
+def _nucleus_plates(analysis: NucleusAnalysis, protocol: str) -> Iterator[Plate]:
+    yield Plate(
+        "where",
+        "aji-by-density",
+        "AJI and nucleus density",
+        f"Protocol {protocol}, fine-tuned. Each point is a test tile.",
+        lambda: breakdowns.aji_against_density(analysis.densities, analysis.aji),
+    )
+    if len(analysis.areas):
+        yield Plate(
+            "where",
+            "recall-by-size",
+            "Nuclei found, by size",
+            f"Protocol {protocol}, fine-tuned. Above: share of the true nuclei that a prediction matches, by tenths "
+            "of the nuclei, with 95 % intervals. Below: how many there are of each size.",
+            lambda: breakdowns.recall_against_size(analysis.areas, analysis.found),
+        )
+
+
+def _error_plate(results: Sequence[Entry]) -> Plate:
+    shares = {}
+    for entry in results:
+        errors = entry["errors"]
+        share = {kind: errors[kind] / max(1, errors["nuclei"]) for kind in ERROR_KINDS}
+        share["matched"] = 1 - share["missed"] - share["merged"] - share["split"]
+        shares[f"{entry['stage']}, {entry['protocol']}"] = share
+    return Plate(
+        "errors",
+        "error-types",
+        "What became of the nuclei",
+        "Left: of all true nuclei, the share that is found one for one, shares its prediction with another (merged), "
+        "is broken over several (split), or is missed. Right: predictions that are no nucleus.",
+        lambda: breakdowns.error_shares(shares),
+    )

@@ -1,0 +1,90 @@
+"""The one style of all figures, and their file formats."""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable
+from typing import Any, Final, ParamSpec
+
+import matplotlib as mpl
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from nuclora.report.colours import INK, MUTED
+
+Arguments = ParamSpec("Arguments")
+
+WIDTH: Final = 9.0
+"""Width of every figure in inches, so that equal letters are equally large on the page."""
+
+# Typed loosely: matplotlib types its settings by an exhaustive literal.
+STYLE: Final[Any] = {
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": 8.5,
+    "axes.titlesize": 9.5,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#e4e7eb",
+    "grid.linewidth": 0.7,
+    "text.color": INK,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "hatch.linewidth": 0.8,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "savefig.facecolor": "white",
+    # Outlines instead of font names, and ids that do not change from one writing to the next.
+    "svg.fonttype": "path",
+    "svg.hashsalt": "nuclora",
+}
+
+
+def styled(function: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+    """Make a function that draws a figure do so in the style of the report."""
+
+    @functools.wraps(function)
+    def draw(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
+        with mpl.rc_context(STYLE):
+            return function(*args, **kwargs)
+
+    return draw
+
+
+def new_figure(height: float) -> Figure:
+    """An empty figure of the report's width with a canvas of its own, height in inches."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def render(figure: Figure, kind: str) -> bytes:
+    """The file content of a figure.
+
+    Args:
+        figure: A styled figure.
+        kind: ``png``, ``svg`` or ``jpg``; pictures at 150 dots per inch.
+    """
+    buffer = io.BytesIO()
+    options: dict[str, Any] = {"metadata": {"Date": None}} if kind == "svg" else {}
+    if kind == "jpg":
+        options["pil_kwargs"] = {"quality": 85}
+    with mpl.rc_context(STYLE):
+        figure.savefig(buffer, format=kind, dpi=150, **options)
+    return buffer.getvalue()

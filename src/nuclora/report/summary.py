@@ -1,0 +1,171 @@
+"""The numbers of a run: one entry a stage and protocol, as JSON and as a table on the terminal."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from nuclora.files import write_atomic
+from nuclora.metrics.aggregate import paired_difference, summarise
+from nuclora.models.bases import BASES
+from nuclora.report.published import METRICS, NUINSSEG_TILES, PUBLISHED
+from nuclora.run import FINE_TUNED, STAGES, ZERO_SHOT, Row, Run
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+Entry = dict[str, Any]
+
+UPPER_BOUND = "upper bound: prompts from the truth"
+ERROR_KINDS = ("missed", "merged", "split", "false")
+
+
+def summarise_run(run: Run) -> dict[str, Any]:
+    """Summarise what a run has evaluated so far.
+
+    Args:
+        run: The run, whole or in the middle of its work.
+
+    Returns:
+        `tiles` and `folds` of the fold table, and `results`: an entry for each stage and protocol with evaluated
+        tiles, in the form of ``docs/results/study.json``. An entry has what made it (`recipe`, `base`, `stage`,
+        `protocol`, `seed`, `epochs`, `input_size`, `command`, `commit`); `tiles` of `of_tiles` evaluated; `folds`,
+        `mean`, `pooled`, `interval` and `groups` of :func:`nuclora.metrics.aggregate.summarise`, each fold with its
+        own `of_tiles`; `deviation`, the standard deviation of the folds' means (none of a single fold); and `errors`,
+        the numbers of nuclei, of predictions and of each kind of error; `gain`, for each measure the difference of
+        fine-tuned from zero-shot over the tiles that both have, with the ends of its 95 % interval (empty for
+        zero-shot).
+
+    Raises:
+        NucloraError: A score is missing or not a number.
+    """
+    table = run.folds
+    rows = {
+        (stage, protocol): run.rows(stage, protocol)
+        for protocol in run.recipe.evaluate.protocols
+        for stage in STAGES
+    }
+    results = [
+        _entry(run, stage, protocol, evaluated, rows[ZERO_SHOT, protocol])
+        for (stage, protocol), evaluated in rows.items()
+        if evaluated
+    ]
+    return {"tiles": len(table.rows), "folds": list(table.folds), "results": results}
+
+
+def write_summary(run: Run) -> dict[str, Any]:
+    """Write ``summary.json`` of a run and return what is in it; see :func:`summarise_run`."""
+    summary = summarise_run(run)
+    write_atomic(run.summary_path, json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _entry(run: Run, stage: str, protocol: str, rows: Sequence[Row], before: Sequence[Row]) -> Entry:
+    summary = summarise(rows).to_dict()
+    table = run.folds
+    folds = [{**fold, "of_tiles": len(table.test(fold["fold"]))} for fold in summary["folds"]]
+    session: Mapping[str, Any] = run.info["sessions"][-1] if run.info["sessions"] else {}
+    return {
+        "recipe": run.recipe.name,
+        "base": run.recipe.base,
+        "stage": stage,
+        "protocol": protocol,
+        "seed": run.recipe.seed,
+        "epochs": 0 if stage == ZERO_SHOT else run.recipe.train.epochs,
+        "input_size": run.recipe.input.size or BASES[run.recipe.base].input_size,
+        "tiles": len(rows),
+        "of_tiles": len(table.rows),
+        **summary,
+        "folds": folds,
+        "deviation": {
+            metric: statistics.stdev(fold[metric] for fold in folds) if len(folds) > 1 else None
+            for metric in summary["mean"]
+        },
+        "errors": {
+            "nuclei": int(sum(row["nuclei_true"] for row in rows)),
+            "predictions": int(sum(row["nuclei_predicted"] for row in rows)),
+            **{kind: int(sum(row[kind] for row in rows)) for kind in ERROR_KINDS},
+        },
+        "gain": _gain(rows, before) if stage == FINE_TUNED else {},
+        "command": session.get("command"),
+        "commit": session.get("commit"),
+    }
+
+
+def _gain(after: Sequence[Row], before: Sequence[Row]) -> dict[str, list[float]]:
+    """Difference and the ends of its interval for each measure, over the tiles that both have."""
+    both = {row["tile"] for row in after} & {row["tile"] for row in before}
+    if not both:
+        return {}
+    mine, theirs = ([row for row in rows if row["tile"] in both] for rows in (after, before))
+    return {metric: list(paired_difference(mine, theirs, metric)) for metric in METRICS}
+
+
+def main_protocol(summary: Mapping[str, Any]) -> str | None:
+    """The protocol that the report dwells on: of those on the most tiles `automatic`, or else the first.
+
+    Returns:
+        Its name; none if nothing fine-tuned is evaluated.
+    """
+    tiles: dict[str, int] = {
+        entry["protocol"]: entry["tiles"] for entry in summary["results"] if entry["stage"] == FINE_TUNED
+    }
+    if not tiles:
+        return None
+    return max(tiles, key=lambda protocol: (tiles[protocol], protocol == "automatic"))
+
+
+def protocol_label(protocol: str) -> str:
+    """The protocol's name, with the warning that belongs to it where the truth gives the prompts."""
+    return f"{protocol}\n{UPPER_BOUND}" if protocol.startswith("oracle") else protocol
+
+
+def is_partial(entry: Mapping[str, Any]) -> bool:
+    """Whether the entry lacks test tiles."""
+    return bool(entry["tiles"] < entry["of_tiles"])
+
+
+def print_table(console: Console, summary: Mapping[str, Any]) -> None:
+    """Print the results with the study's and the field's rows under them.
+
+    Args:
+        console: Where to.
+        summary: What :func:`summarise_run` returned.
+    """
+    from rich.table import Table
+
+    table = Table(title="mean of the folds ± their standard deviation, and the 95 % interval of the mean")
+    table.add_column("stage", overflow="fold")
+    table.add_column("protocol", overflow="fold")
+    table.add_column("tiles", justify="right")
+    for title in METRICS.values():
+        table.add_column(title, justify="right", no_wrap=True)
+    for entry in summary["results"]:
+        last = entry is summary["results"][-1]
+        table.add_row(
+            entry["stage"],
+            protocol_label(entry["protocol"]),
+            f"{entry['tiles']}/{entry['of_tiles']}" if is_partial(entry) else str(entry["tiles"]),
+            *(_cell(entry, metric) for metric in METRICS),
+            style="bold" if entry["stage"] == FINE_TUNED else None,
+            end_section=last,
+        )
+    for row in PUBLISHED:
+        numbers = (f"{getattr(row, metric):.3f}" for metric in METRICS)
+        table.add_row(row.name, row.protocol, str(NUINSSEG_TILES), *numbers, style="dim")
+    console.print(table)
+    if summary["tiles"] != NUINSSEG_TILES:
+        console.print(
+            f"The published rows are for the {NUINSSEG_TILES} tiles of NuInsSeg; these {summary['tiles']} tiles are "
+            "others, so that the two do not compare.",
+            highlight=False,
+        )
+
+
+def _cell(entry: Mapping[str, Any], metric: str) -> str:
+    deviation = entry["deviation"][metric]
+    low, high = entry["interval"][metric]
+    spread = f" ± {deviation:.3f}" if deviation is not None else ""
+    return f"{entry['mean'][metric]:.3f}{spread}\n[{low:.3f}, {high:.3f}]"

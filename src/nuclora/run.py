@@ -1,0 +1,301 @@
+"""The run folder: its paths, atomic writes, and what of it survives an interruption.
+
+Nobody else joins paths inside a run. Its layout::
+
+    RUN/
+      run.json              what the run is made from (recipe, base, folds) and every session that worked on it
+      recipe.yaml           the resolved recipe
+      folds.csv             the fold table
+      zero-shot/PROTOCOL/   scores.csv, labels/TILE.tif      the base as it came, on every fold's test tiles
+      fold-K/
+        metrics.jsonl       a line a step, an epoch and a validation
+        checkpoint.safetensors
+        adapter/            there once the fold is trained
+        PROTOCOL/           scores.csv, labels/TILE.tif
+      summary.json          there once everything is evaluated
+      report/
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import datetime
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import filelock
+import numpy as np
+from numpy.typing import NDArray
+
+from nuclora.errors import NucloraError
+from nuclora.files import AppendLog, write_atomic
+from nuclora.io.labels import read_labels, write_labels
+from nuclora.recipe import Recipe, load_recipe
+
+if TYPE_CHECKING:
+    from nuclora.data.folds import FoldTable
+
+Row = dict[str, Any]
+ZERO_SHOT = "zero-shot"
+FINE_TUNED = "fine-tuned"
+STAGES = (ZERO_SHOT, FINE_TUNED)
+
+
+class Evaluation:
+    """The scores and predicted labels of one model under one protocol, a tile at a time.
+
+    Args:
+        folder: Where ``scores.csv`` and ``labels/`` are.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._log = AppendLog(folder / "scores.csv")
+
+    @property
+    def rows(self) -> list[Row]:
+        """One mapping a tile: `tile`, `group`, `fold`, then numbers."""
+        return [
+            {key: _parse_cell(key, value) for key, value in row.items()} for row in csv.DictReader(self._log.lines())
+        ]
+
+    def add(self, row: Mapping[str, Any], labels: NDArray[np.int32]) -> None:
+        """Keep one tile's labels and then its scores, so that a score never lacks its labels."""
+        write_labels(self._labels_path(str(row["tile"])), labels)
+        if not self._log.path.exists():
+            self._log.append(_csv_line(list(row)))
+        self._log.append(_csv_line(list(row.values())))
+
+    def labels(self, tile: str) -> NDArray[np.int32]:
+        """Predicted labels of a tile, int32 (H, W)."""
+        return read_labels(self._labels_path(tile))
+
+    def _labels_path(self, tile: str) -> Path:
+        return self.folder / "labels" / f"{tile}.tif"
+
+
+def _csv_line(cells: Sequence[Any]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="").writerow(
+        [repr(float(cell)) if isinstance(cell, float) else cell for cell in cells]
+    )
+    return buffer.getvalue()
+
+
+def _parse_cell(column: str, value: str) -> Any:
+    if column in ("tile", "group"):
+        return value
+    return int(value) if column == "fold" else float(value)
+
+
+class Run:
+    """One cross-validation run on disk."""
+
+    def __init__(self, folder: Path) -> None:
+        """Open an existing run.
+
+        Raises:
+            NucloraError: The folder holds no run.
+        """
+        self.folder = folder
+        try:
+            self.info: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise NucloraError(
+                "holds no nuclora run (run.json is missing or broken)",
+                path=folder,
+                mend="name the folder given to -o",
+            ) from error
+        self.recipe: Recipe = load_recipe(folder / "recipe.yaml")
+
+    @classmethod
+    def start(
+        cls,
+        folder: Path,
+        *,
+        recipe: Recipe,
+        folds: FoldTable,
+        base: Mapping[str, str],
+        data: Mapping[str, str],
+    ) -> Run:
+        """Create the run, or go on with the one that is there if it is made from the same things.
+
+        Args:
+            folder: The run folder.
+            recipe: The resolved recipe.
+            folds: The fold table.
+            base: `name` and `sha256` of the base checkpoint, and the `path` it was read from.
+            data: `root` and `format` of the labelled tiles.
+
+        Raises:
+            NucloraError: Another recipe, base or fold table made the run that is there.
+        """
+        asked = {
+            "recipe": recipe.model_dump(mode="json"),
+            "base": {"name": base["name"], "sha256": base["sha256"]},
+            "folds_sha256": folds.sha256,
+        }
+        if (folder / "run.json").exists():
+            run = cls(folder)
+            differences = _differences({key: run.info[key] for key in asked}, asked)
+            if differences:
+                raise NucloraError(
+                    "made from something else: " + "; ".join(differences),
+                    path=folder,
+                    mend="use another -o, or the same settings to go on",
+                )
+        elif folder.exists() and any(folder.iterdir()):
+            raise NucloraError("neither empty nor a nuclora run", path=folder, mend="name a new folder with -o")
+        else:
+            write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+            folds.write(folder / "folds.csv")
+            info = {**asked, "data": dict(data), "base_path": base["path"], "sessions": []}
+            write_atomic(folder / "run.json", json.dumps(info, indent=2) + "\n")
+            run = cls(folder)
+        run.info["data"] = dict(data)
+        run.info["base_path"] = base["path"]
+        run.info["sessions"].append(environment())
+        write_atomic(folder / "run.json", json.dumps(run.info, indent=2) + "\n")
+        return run
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the run for this process; a second one is refused."""
+        lock = filelock.FileLock(self.folder / ".lock", blocking=False)
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise NucloraError(
+                "another nuclora works on this run", path=self.folder, mend="wait for it or stop it"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @property
+    def folds(self) -> FoldTable:
+        """The fold table."""
+        from nuclora.data.folds import FoldTable
+
+        return FoldTable.read(self.folder / "folds.csv")
+
+    def fold_folder(self, fold: int) -> Path:
+        """Where one fold keeps its files."""
+        return self.folder / f"fold-{fold}"
+
+    def adapter_folder(self, fold: int) -> Path:
+        """The fold's adapter; it is there once the fold is trained."""
+        return self.fold_folder(fold) / "adapter"
+
+    def checkpoint_path(self, fold: int) -> Path:
+        """The fold's latest checkpoint."""
+        return self.fold_folder(fold) / "checkpoint.safetensors"
+
+    def best_path(self, fold: int) -> Path:
+        """The fold's checkpoint that was best on inner validation."""
+        return self.fold_folder(fold) / "best.safetensors"
+
+    def training_log(self, fold: int) -> AppendLog:
+        """The fold's `metrics.jsonl`."""
+        return AppendLog(self.fold_folder(fold) / "metrics.jsonl")
+
+    def training_records(self, fold: int) -> list[Row]:
+        """The records of the fold's `metrics.jsonl`: each has `kind` (step, epoch, validation), `epoch`, `step`."""
+        return [json.loads(line) for line in self.training_log(fold).lines()]
+
+    def zero_shot(self, protocol: str) -> Evaluation:
+        """The base's own evaluation, over the test tiles of every fold."""
+        return Evaluation(self.folder / ZERO_SHOT / protocol)
+
+    def fine_tuned(self, fold: int, protocol: str) -> Evaluation:
+        """The evaluation of one fold's adapter on its test tiles."""
+        return Evaluation(self.fold_folder(fold) / protocol)
+
+    def evaluation_of(self, stage: str, protocol: str, fold: int) -> Evaluation:
+        """The evaluation that a row of :meth:`rows` came from."""
+        return self.zero_shot(protocol) if stage == ZERO_SHOT else self.fine_tuned(fold, protocol)
+
+    def rows(self, stage: str, protocol: str) -> list[Row]:
+        """All evaluated tiles of a stage under a protocol, over all folds."""
+        if stage == ZERO_SHOT:
+            return self.zero_shot(protocol).rows
+        return [row for fold in self.folds.folds for row in self.fine_tuned(fold, protocol).rows]
+
+    @property
+    def summary_path(self) -> Path:
+        """`summary.json`."""
+        return self.folder / "summary.json"
+
+    @property
+    def report_folder(self) -> Path:
+        """Where the report goes unless told otherwise."""
+        return self.folder / "report"
+
+
+def _differences(have: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
+    found: list[str] = []
+    for key in sorted(have.keys() | asked.keys()):
+        left, right = have.get(key), asked.get(key)
+        if isinstance(left, Mapping) and isinstance(right, Mapping):
+            found += _differences(left, right, f"{prefix}{key}.")
+        elif left != right:
+            found.append(f"{prefix}{key} is {left} there, {right} asked")
+    return found
+
+
+def environment() -> dict[str, Any]:
+    """What runs here: versions, machine, command, commit; kept with each session of a run."""
+    packages = (
+        "nuclora",
+        "torch",
+        "transformers",
+        "peft",
+        "accelerate",
+        "numpy",
+        "scipy",
+        "scikit-image",
+        "kornia",
+    )
+    return {
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "processor": _processor(),
+        "cores": usable_cores(),
+        "packages": {name: metadata.version(name) for name in packages},
+    }
+
+
+def usable_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _commit() -> str | None:
+    """Commit of the checkout that this package runs from; none when installed from a wheel."""
+    here = Path(__file__).parent
+    result = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
+        cwd=here, capture_output=True, text=True, check=False,
+    ) if (here.parents[1] / ".git").exists() else None  # fmt: skip
+    return result.stdout.strip() or None if result else None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

@@ -1,0 +1,1 @@
+"""Training: prompts and losses, one fold, all folds."""

@@ -1,0 +1,181 @@
+"""Cross-validation: every fold trained, every test tile segmented, one summary."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+
+from nuclora.data import open_tiles
+from nuclora.data.folds import FoldTable, make_folds
+from nuclora.data.tiles import TileSet
+from nuclora.errors import NucloraError
+from nuclora.inference.evaluate import evaluate_tiles
+from nuclora.inference.predictor import Predictor, load_model
+from nuclora.models.bases import BASES
+from nuclora.models.checkpoints import LoadedBase, load_base
+from nuclora.recipe import Recipe, load_recipe
+from nuclora.run import Evaluation, Run
+from nuclora.training.interrupt import Interrupt
+from nuclora.training.monitor import Monitor
+from nuclora.training.trainer import ALL_TILES, FoldTrainer, input_frame
+
+
+def cross_validate(
+    data: str | Path | TileSet,
+    recipe: str | Recipe,
+    out: str | Path,
+    *,
+    fold_table: FoldTable | None = None,
+    folds: Sequence[int] | None = None,
+    weights: str | Path | None = None,
+    zero_shot: bool = True,
+    monitor: Monitor | None = None,
+) -> Run:
+    """Train and evaluate folds, going on from whatever `out` holds.
+
+    Args:
+        data: Labelled tiles.
+        recipe: A recipe, or the name or path of one.
+        out: The run folder.
+        fold_table: Which tile is in which fold; by default 5 random folds with the recipe's seed.
+        folds: Folds to work on; all by default.
+        weights: File of the base's weights; by default it is looked for.
+        zero_shot: Also evaluate the base as it came.
+        monitor: Hears of every record.
+
+    Returns:
+        The run, to be read.
+
+    Raises:
+        NucloraError: Bad input, or `out` was made from something else.
+        Stopped: A stop was asked for; everything is saved.
+    """
+    tiles = data if isinstance(data, TileSet) else open_tiles(Path(data))
+    recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
+    table = fold_table or make_folds(tiles, 5, recipe.seed)
+    table.check_against(tiles)
+    chosen = tuple(folds or table.folds)
+    unknown = sorted(set(chosen) - {*table.folds, ALL_TILES})
+    if unknown:
+        raise NucloraError(f"no fold {unknown[0]}: the fold table has {', '.join(map(str, table.folds))}")
+    accelerator = _accelerator(recipe)
+    base = load_base(recipe.base, Path(weights) if weights else None)
+    monitor = monitor or Monitor()
+    run = _start(Path(out), recipe, table, base, tiles, accelerator)
+    work = _Work(run, tiles, base.path, accelerator, monitor)
+    lock = run.locked() if accelerator.is_main_process else contextlib.nullcontext()
+    with Interrupt() as interrupt, lock:
+        if zero_shot and accelerator.is_main_process:
+            work.evaluate_zero_shot(base, chosen, interrupt)
+        accelerator.wait_for_everyone()
+        for fold in chosen:
+            work.train(fold, interrupt)
+            if accelerator.is_main_process:
+                work.evaluate_fold(fold, interrupt)
+            accelerator.wait_for_everyone()
+    monitor.close()
+    return run
+
+
+class _Work:
+    """The parts of a cross-validation; each is skipped when the run already holds its result."""
+
+    def __init__(self, run: Run, tiles: TileSet, weights: Path, accelerator: Accelerator, monitor: Monitor) -> None:
+        self.run = run
+        self.tiles = tiles
+        self.weights = weights
+        self.accelerator = accelerator
+        self.monitor = monitor
+
+    def train(self, fold: int, interrupt: Interrupt) -> None:
+        """Train a fold unless its adapter is there."""
+        interrupt.check()
+        if self.run.adapter_folder(fold).exists():
+            return
+        base = load_base(self.run.recipe.base, self.weights)
+        FoldTrainer(
+            self.run, fold, self.tiles, base, accelerator=self.accelerator, monitor=self.monitor, interrupt=interrupt
+        ).train()
+        self.accelerator.free_memory()
+
+    def evaluate_zero_shot(self, base: LoadedBase, folds: Sequence[int], interrupt: Interrupt) -> None:
+        """Evaluate the base with its own normalisation on the test tiles of the folds."""
+        size, _ = input_frame(self.run.recipe, base.name)
+        predictor = Predictor(
+            base.model,
+            input_size=size,
+            normalise=BASES[base.name].normalise,
+            device=self.accelerator.device,
+            precision=self.run.recipe.train.precision,
+            multimask_points=True,
+        )
+        self._evaluate(f"zero-shot {base.name}", predictor, folds, self.run.zero_shot, interrupt)
+
+    def evaluate_fold(self, fold: int, interrupt: Interrupt) -> None:
+        """Evaluate a fold's adapter on the tiles that it never saw."""
+        predictor = load_model(
+            self.run.adapter_folder(fold),
+            weights=self.weights,
+            device=self.accelerator.device,
+            precision=self.run.recipe.train.precision,
+        )
+        self._evaluate(
+            f"fold {fold}", predictor, [fold], lambda protocol: self.run.fine_tuned(fold, protocol), interrupt
+        )
+
+    def _evaluate(
+        self,
+        title: str,
+        predictor: Predictor,
+        folds: Sequence[int],
+        evaluation: Callable[[str], Evaluation],
+        interrupt: Interrupt,
+    ) -> None:
+        settings = self.run.recipe.evaluate
+        fold_of: Mapping[str, int] = {row.tile: row.fold for row in self.run.folds.rows if row.fold in folds}
+
+        def progress(done: int, total: int) -> None:
+            self.monitor.evaluated(title, done, total)
+            interrupt.check()
+
+        evaluate_tiles(
+            predictor,
+            self.tiles.subset(fold_of),
+            fold_of,
+            settings.protocols,
+            settings,
+            {protocol: evaluation(protocol) for protocol in settings.protocols},
+            progress,
+        )
+
+
+def _accelerator(recipe: Recipe) -> Accelerator:
+    # Mask prompts never come and the predicted IoU is not trained, so some parameters get no gradient.
+    # One process evaluates while the others wait, for longer than the default time-out.
+    return Accelerator(
+        mixed_precision=recipe.train.precision,
+        kwargs_handlers=[
+            DistributedDataParallelKwargs(find_unused_parameters=True),
+            InitProcessGroupKwargs(timeout=datetime.timedelta(days=7)),
+        ],
+    )
+
+
+def _start(
+    out: Path, recipe: Recipe, table: FoldTable, base: LoadedBase, tiles: TileSet, accelerator: Accelerator
+) -> Run:
+    """Let one process create or check the run folder, and the others read it."""
+    if accelerator.is_main_process:
+        run = Run.start(
+            out,
+            recipe=recipe,
+            folds=table,
+            base={"name": base.name, "sha256": base.sha256, "path": str(base.path)},
+            data={"root": str(tiles.root.resolve()), "format": tiles.format},
+        )
+    accelerator.wait_for_everyone()
+    return run if accelerator.is_main_process else Run(out)

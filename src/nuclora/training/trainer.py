@@ -1,0 +1,332 @@
+"""Training of one fold: from a base and labelled tiles to an adapter on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from nuclora.data.folds import inner_split
+from nuclora.data.tiles import TileSet
+from nuclora.errors import NucloraError
+from nuclora.inference.predictor import Predictor
+from nuclora.inference.protocols import segment
+from nuclora.metrics import score
+from nuclora.models.adapter import AdapterCard, save_adapter
+from nuclora.models.bases import BASES
+from nuclora.models.checkpoints import LoadedBase
+from nuclora.models.lora import adapt
+from nuclora.models.preprocess import Normalise
+from nuclora.recipe import Recipe
+from nuclora.run import Run, usable_cores
+from nuclora.training.checkpoint import load_checkpoint, save_checkpoint
+from nuclora.training.interrupt import Interrupt
+from nuclora.training.monitor import Monitor
+from nuclora.training.samples import TrainingSample, TrainingSamples
+from nuclora.training.seeds import derive_seed
+from nuclora.training.step import MaskLoss
+
+ALL_TILES = 0
+"""The number of the fold that holds nothing back."""
+
+
+def input_frame(recipe: Recipe, base_name: str) -> tuple[int, Normalise]:
+    """Side in pixels and normalisation of the network's input under a recipe on a base."""
+    base = BASES[base_name]
+    normalise: Normalise = "unit" if recipe.input.normalise == "unit" else base.normalise
+    return recipe.input.size or base.input_size, normalise
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """Which tiles each process sees at each step of an epoch."""
+
+    tiles: int
+    batch_size: int
+    accumulation: int
+    processes: int
+    seed: int
+
+    @property
+    def steps(self) -> int:
+        """Steps of one epoch; the tiles that do not fill a last batch wait for the next epoch's order."""
+        return self.tiles // self.batch_size
+
+    def micro_batches(self, epoch: int, process: int, first_step: int) -> list[list[int]]:
+        """Tile indices of every backward pass of one process from a step on, `accumulation` of them a step."""
+        order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.tiles)
+        batches = order[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
+        mine = batches[first_step:, process :: self.processes]
+        return [part.tolist() for batch in mine for part in np.split(batch, self.accumulation)]
+
+    def check(self) -> None:
+        share = self.processes * self.accumulation
+        if self.batch_size % share:
+            raise NucloraError(
+                f"a batch of {self.batch_size} tiles cannot be split over {self.processes} processes "
+                f"x {self.accumulation} accumulation steps",
+                mend=f"--set train.batch_size={math.ceil(self.batch_size / share) * share}",
+            )
+        if self.tiles < self.batch_size:
+            raise NucloraError(
+                f"{self.tiles} training tiles are fewer than a batch of {self.batch_size}",
+                mend=f"--set train.batch_size={max(1, self.tiles // share * share)} or add tiles",
+            )
+
+
+class FoldTrainer:
+    """Trains one fold of a run, going on from its checkpoint if there is one.
+
+    Args:
+        run: The run.
+        fold: Fold held out; `ALL_TILES` holds none out.
+        tiles: All tiles of the data set.
+        base: A freshly loaded base; it is changed.
+        accelerator: Device, precision and processes.
+        monitor: Hears of every record.
+        interrupt: Polled after each step.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        fold: int,
+        tiles: TileSet,
+        base: LoadedBase,
+        *,
+        accelerator: Accelerator,
+        monitor: Monitor,
+        interrupt: Interrupt,
+    ) -> None:
+        self.run = run
+        self.fold = fold
+        self.base = base
+        self.accelerator = accelerator
+        self.monitor = monitor
+        self.interrupt = interrupt
+        self.recipe = run.recipe
+        self.size, self.normalise = input_frame(self.recipe, base.name)
+        fit, validation = _split(run, fold)
+        self.fit_tiles = tiles.subset(fit)
+        self.validation_tiles = tiles.subset(_thin(validation, self.recipe.train.validation_tiles))
+        train = self.recipe.train
+        self.plan = _Plan(
+            len(fit),
+            train.batch_size,
+            train.accumulation,
+            accelerator.num_processes,
+            derive_seed(self.recipe.seed, fold),
+        )
+        self.plan.check()
+
+        self.model = adapt(base.model, self.recipe.adapter, seed=derive_seed(self.recipe.seed, "adapter"))
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        # AdamW without weight decay is Adam.
+        optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
+        loss = MaskLoss(self.model, self.recipe.loss, self.recipe.prompts.chunk)
+        self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
+        self.log = run.training_log(fold)
+        self.best_score = -math.inf
+        self.last_validation: dict[str, float] = {}
+
+    def train(self) -> None:
+        """Train to the last epoch and write the adapter.
+
+        Raises:
+            Stopped: A stop was asked for; everything is saved.
+            NucloraError: The loss is not finite, or a file cannot be read or written.
+        """
+        done = self._resume()
+        steps = self.plan.steps
+        self.monitor.training(self.fold, steps * self.recipe.train.epochs, done)
+        for epoch in range(done // steps, self.recipe.train.epochs):
+            self._train_epoch(epoch, max(0, done - epoch * steps))
+        if self.accelerator.is_main_process:
+            self._write_adapter()
+        self.accelerator.wait_for_everyone()
+
+    def _resume(self) -> int:
+        """Load the checkpoint, cut the log back to it, and return the number of steps done."""
+        path = self.run.checkpoint_path(self.fold)
+        done = 0
+        if path.exists():
+            position = load_checkpoint(path, self.model, self.optimizer.optimizer)
+            done, self.best_score = position["step"], position["best_score"]
+            self.last_validation = position["last_validation"]
+            if self.accelerator.scaler is not None:
+                self.accelerator.scaler.load_state_dict(position["scaler"])
+        if self.accelerator.is_main_process:
+            self.log.rewrite([line for line in self.log.lines() if json.loads(line)["step"] <= done])
+        self.accelerator.wait_for_everyone()
+        return int(done)
+
+    def _train_epoch(self, epoch: int, first_step: int) -> None:
+        train, steps = self.recipe.train, self.plan.steps
+        validate_after = {
+            round(steps * (n + 1) / train.validations_per_epoch) for n in range(train.validations_per_epoch)
+        }
+        batches = self._batches(epoch, first_step)
+        self.loss.train()
+        for step in range(first_step, steps):
+            self._record_step(epoch, step, batches)
+            done = epoch * steps + step + 1
+            if step + 1 == steps:
+                self._record_epoch(epoch, done)
+            if step + 1 in validate_after and len(self.validation_tiles):
+                self._validate(epoch, done)
+            stop = self._anybody_asked_to_stop()
+            if stop or step + 1 == steps or step + 1 in validate_after or done % train.checkpoint_steps == 0:
+                self._save(done)
+            if stop:
+                self.interrupt.requested = True
+                self.interrupt.check()
+
+    def _batches(self, epoch: int, first_step: int) -> Iterator[list[TrainingSample]]:
+        samples = TrainingSamples(self.fit_tiles, self.recipe, size=self.size, normalise=self.normalise, epoch=epoch)
+        cuda = self.accelerator.device.type == "cuda"
+        loader: DataLoader[TrainingSample] = DataLoader(
+            samples,
+            batch_sampler=self.plan.micro_batches(epoch, self.accelerator.process_index, first_step),
+            collate_fn=list,
+            num_workers=min(self.recipe.train.workers, usable_cores() if cuda else usable_cores() - 1),
+            pin_memory=cuda,
+        )
+        for batch in loader:
+            yield [sample.to(self.accelerator.device) for sample in batch]
+
+    def _record_step(self, epoch: int, step: int, batches: Iterator[list[TrainingSample]]) -> None:
+        """Do one optimiser step and log it."""
+        started = time.perf_counter()
+        accumulation = self.recipe.train.accumulation
+        total = torch.zeros((), device=self.accelerator.device)
+        for part in range(accumulation):
+            # Dropout draws from here, so that a resumed run repeats it.
+            torch.manual_seed(derive_seed(self.plan.seed, "step", epoch, step, part, self.accelerator.process_index))
+            samples = next(batches)
+            synchronise = part + 1 == accumulation
+            with contextlib.nullcontext() if synchronise else self.accelerator.no_sync(self.loss):
+                loss = self.loss(samples) / accumulation
+                self.accelerator.backward(loss)
+            total += loss.detach()
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        value = float(self.accelerator.reduce(total, "mean"))
+        if not math.isfinite(value):
+            raise NucloraError(
+                f"the loss of fold {self.fold} is {value} at epoch {epoch + 1}, step {step + 1}",
+                mend="lower train.learning_rate, or set train.precision=no",
+            )
+        seconds = time.perf_counter() - started
+        self._write_record(
+            {
+                "kind": "step",
+                "epoch": epoch + 1,
+                "step": epoch * self.plan.steps + step + 1,
+                "loss": value,
+                "seconds": seconds,
+                "tiles_per_second": self.plan.batch_size / seconds,
+                "memory_mb": self._memory_mb(),
+            }
+        )
+
+    def _record_epoch(self, epoch: int, done: int) -> None:
+        if self.accelerator.is_main_process:
+            records = [json.loads(line) for line in self.log.lines()]
+            losses = [r["loss"] for r in records if r["kind"] == "step" and r["epoch"] == epoch + 1]
+            self._write_record({"kind": "epoch", "epoch": epoch + 1, "step": done, "loss": float(np.mean(losses))})
+
+    def _validate(self, epoch: int, done: int) -> None:
+        """Score the validation tiles with boxes from the truth, and keep the best parameters."""
+        if self.accelerator.is_main_process:
+            predictor = Predictor(
+                self.model.get_base_model(),
+                input_size=self.size,
+                normalise=self.normalise,
+                device=self.accelerator.device,
+                precision=self.recipe.train.precision,
+            )
+            scores = []
+            for tile in self.validation_tiles:
+                sample = tile.read()
+                labels = segment(predictor, sample.image, sample.labels, "oracle-box", self.recipe.evaluate)
+                scores.append(score(sample.labels, labels, sample.ignore))
+            means = {name: float(np.mean([row[name] for row in scores])) for name in ("dice", "aji", "pq")}
+            self.last_validation = means
+            record = {"kind": "validation", "epoch": epoch + 1, "step": done, "protocol": "oracle-box"}
+            self._write_record({**record, "tiles": len(scores), **means})
+            if self.recipe.train.select == "best" and means["pq"] > self.best_score:
+                self.best_score = means["pq"]
+                save_checkpoint(self.run.best_path(self.fold), self.model, None, {"step": done, **means})
+        self.loss.train()
+        self.accelerator.wait_for_everyone()
+
+    def _anybody_asked_to_stop(self) -> bool:
+        if self.accelerator.num_processes == 1:
+            return self.interrupt.requested
+        asked = torch.tensor(float(self.interrupt.requested), device=self.accelerator.device)
+        return bool(self.accelerator.reduce(asked, "sum") > 0)
+
+    def _save(self, done: int) -> None:
+        if self.accelerator.is_main_process:
+            position: dict[str, Any] = {
+                "step": done,
+                "best_score": self.best_score,
+                "last_validation": self.last_validation,
+            }
+            if self.accelerator.scaler is not None:
+                position["scaler"] = self.accelerator.scaler.state_dict()
+            save_checkpoint(self.run.checkpoint_path(self.fold), self.model, self.optimizer.optimizer, position)
+        self.accelerator.wait_for_everyone()
+
+    def _write_adapter(self) -> None:
+        metrics = {f"validation_{name}": value for name, value in self.last_validation.items()}
+        best = self.run.best_path(self.fold)
+        if self.recipe.train.select == "best":
+            position = load_checkpoint(best, self.model)
+            metrics = {f"validation_{name}": position[name] for name in ("dice", "aji", "pq")}
+        card = AdapterCard(
+            base=self.base.name,
+            base_sha256=self.base.sha256,
+            input_size=self.size,
+            normalise=self.normalise,
+            recipe=self.recipe.model_dump(mode="json"),
+            metrics=metrics,
+        )
+        save_adapter(self.model, self.run.adapter_folder(self.fold), card)
+        # The adapter is the fold's result; what was only kept to go on from is no longer needed.
+        self.run.checkpoint_path(self.fold).unlink(missing_ok=True)
+        best.unlink(missing_ok=True)
+
+    def _write_record(self, record: dict[str, Any]) -> None:
+        if self.accelerator.is_main_process:
+            self.log.append(json.dumps(record))
+            self.monitor.record(self.fold, record)
+
+    def _memory_mb(self) -> float:
+        if self.accelerator.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.accelerator.device) / 1e6
+        return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def _split(run: Run, fold: int) -> tuple[list[str], list[str]]:
+    """Tiles to fit and to validate on, by name."""
+    if run.recipe.train.validate_on == "test":
+        return run.folds.train(fold), run.folds.test(fold)
+    return inner_split(run.folds, fold, seed=run.recipe.seed)
+
+
+def _thin(names: list[str], count: int | None) -> list[str]:
+    """At most `count` names, evenly spread over the sorted list."""
+    if count is None or count >= len(names):
+        return names
+    return [names[int(index)] for index in np.linspace(0, len(names) - 1, count)]

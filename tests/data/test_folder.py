@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from nuclora.data import FORMATS, open_tiles
+from nuclora.errors import NucloraError
+
+
+def test_names_and_groups_come_from_subfolders(plain_folder: Path) -> None:
+    tiles = open_tiles(plain_folder)
+    assert tiles.format == "folder"
+    assert {tile.name: tile.group for tile in tiles} == {
+        "a": "all",
+        "b": "all",
+        "liver/c": "liver",
+        "liver/deep/d": "liver",
+    }
+    assert [tile.read().labels.max() for tile in tiles] == [1, 2, 3, 4]
+
+
+def test_order_is_that_of_the_image_paths(plain_folder: Path) -> None:
+    for folder in ("images", "labels"):
+        shutil.copy(plain_folder / folder / "a.png", plain_folder / folder / "a-2.png")
+    assert open_tiles(plain_folder).names[:2] == ["a-2", "a"]  # "-" sorts before "."
+
+
+def test_label_formats_and_ignore_masks(plain_folder: Path) -> None:
+    labels = np.asarray(Image.open(plain_folder / "labels" / "a.png"))
+    (plain_folder / "labels" / "a.png").unlink()
+    np.save(plain_folder / "labels" / "a.npy", labels)
+    Image.open(plain_folder / "images" / "b.png").save(plain_folder / "images" / "b.jpeg")
+    (plain_folder / "images" / "b.png").unlink()
+    (plain_folder / "ignore" / "liver").mkdir(parents=True)
+    mask = np.zeros((48, 64), np.uint8)
+    mask[0] = 1
+    Image.fromarray(mask).save(plain_folder / "ignore" / "liver" / "c.png")
+    (plain_folder / "images" / ".a.png").write_bytes(b"litter")
+    (plain_folder / "images" / "readme.txt").write_text("ours")
+    tiles = open_tiles(plain_folder)
+    assert len(tiles) == 4
+    np.testing.assert_array_equal(tiles["a"].read().labels, labels)
+    assert tiles["liver/c"].read().ignore.sum() == 64
+    assert tiles["b"].ignore is None
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("labels/a.png", r"images/a\.png: no label map for this image; add labels/a"),
+        ("images/a.png", r"labels/a\.png: no image for this label map; add images/a"),
+    ],
+)
+def test_missing_partners_are_named(plain_folder: Path, broken: str, message: str) -> None:
+    (plain_folder / broken).unlink()
+    with pytest.raises(NucloraError, match=message):
+        open_tiles(plain_folder)
+
+
+def test_labels_in_a_lossy_format_are_told_apart_from_missing_ones(plain_folder: Path) -> None:
+    (plain_folder / "labels" / "a.png").rename(plain_folder / "labels" / "a.jpg")
+    with pytest.raises(NucloraError, match=r"labels/a\.jpg is none of npy, png, tif, tiff; convert it"):
+        open_tiles(plain_folder)
+
+
+@pytest.mark.parametrize("folder", ["images", "labels"])
+def test_doubled_stems_are_named(plain_folder: Path, folder: str) -> None:
+    Image.open(plain_folder / folder / "a.png").save(plain_folder / folder / "a.tif")
+    with pytest.raises(NucloraError, match=r"one of 2 files of this stem \(a\.png, a\.tif\); keep one"):
+        open_tiles(plain_folder)
+
+
+def test_ignore_mask_without_image_is_named(plain_folder: Path) -> None:
+    (plain_folder / "ignore").mkdir()
+    shutil.copy(plain_folder / "labels" / "a.png", plain_folder / "ignore" / "z.png")
+    with pytest.raises(NucloraError, match=r"ignore/z\.png: no image for this ignore mask"):
+        open_tiles(plain_folder)
+
+
+def test_unknown_folders_are_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+    with pytest.raises(
+        NucloraError, match=r"no labelled tiles found; looked for nuinsseg: ORGAN/tissue images.*folder: "
+    ):
+        open_tiles(tmp_path)
+    with pytest.raises(NucloraError, match="no such folder"):
+        open_tiles(tmp_path / "absent")
+    (tmp_path / "data.zip").touch()
+    with pytest.raises(NucloraError, match="not a folder; unpack it"):
+        open_tiles(tmp_path / "data.zip")
+    (tmp_path / "images").mkdir()
+    with pytest.raises(NucloraError, match="no folder 'labels'"):
+        open_tiles(tmp_path)
+    (tmp_path / "labels").mkdir()
+    with pytest.raises(NucloraError, match="no tiles in this folder of format folder"):
+        open_tiles(tmp_path)
+
+
+def test_the_format_can_be_forced(plain_folder: Path, nuinsseg_tree: Path) -> None:
+    with pytest.raises(NucloraError, match="no NuInsSeg tree"):
+        open_tiles(plain_folder, "nuinsseg")
+    with pytest.raises(NucloraError, match="no data format named 'coco'; use one of nuinsseg, folder"):
+        open_tiles(plain_folder, "coco")
+    for name in ("images", "labels"):
+        shutil.copytree(plain_folder / name, nuinsseg_tree / name)
+    with pytest.raises(NucloraError, match="looks like nuinsseg and folder; choose one with --format"):
+        open_tiles(nuinsseg_tree)
+    assert {name: len(open_tiles(nuinsseg_tree, name)) for name in FORMATS} == {"nuinsseg": 6, "folder": 4}

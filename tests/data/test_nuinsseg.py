@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from nuclora.data import open_tiles
+from nuclora.errors import NucloraError
+
+
+def test_tree_is_recognised_and_sorted(nuinsseg_tree: Path) -> None:
+    tiles = open_tiles(nuinsseg_tree)
+    assert tiles.format == "nuinsseg"
+    assert tiles.names == [f"human salivory gland/{stem}" for stem in ("1", "10", "2")] + [
+        f"mouse fat (white)/{stem}" for stem in "abc"
+    ]
+    assert tiles.groups == ["human salivory gland", "mouse fat (white)"]
+
+
+def test_the_modified_masks_are_the_truth(nuinsseg_tree: Path) -> None:
+    tiles = open_tiles(nuinsseg_tree)
+    assert tiles["human salivory gland/2"].read().labels.max() == 2  # "label masks" has 9
+
+
+@pytest.mark.parametrize("folder", ["vague areas/mask binary", "mask binary_vague", "vague areas/mask binary_vague"])
+def test_vague_areas_are_found_under_each_name(nuinsseg_tree: Path, folder: str) -> None:
+    vague = np.zeros((48, 64), np.uint8)
+    vague[:5] = 255
+    target = nuinsseg_tree / "mouse fat (white)" / folder / "b.png"
+    target.parent.mkdir(parents=True)
+    Image.fromarray(vague).save(target)
+    tiles = open_tiles(nuinsseg_tree)
+    np.testing.assert_array_equal(tiles["mouse fat (white)/b"].read().ignore, vague > 0)
+    assert [tile.name for tile in tiles if tile.ignore] == ["mouse fat (white)/b"]
+
+
+def test_the_folder_above_serves_if_it_holds_one_tree(nuinsseg_tree: Path) -> None:
+    inside = open_tiles(nuinsseg_tree)
+    assert open_tiles(nuinsseg_tree.parent) == inside
+    shutil.copytree(nuinsseg_tree, nuinsseg_tree.with_name("second"))
+    with pytest.raises(NucloraError, match=r"2 NuInsSeg trees \(nuinsseg, second\)"):
+        open_tiles(nuinsseg_tree.parent)
+
+
+def test_one_organ_is_not_a_tree(nuinsseg_tree: Path) -> None:
+    with pytest.raises(NucloraError, match=r"one organ's folder.*name the folder above"):
+        open_tiles(nuinsseg_tree / "mouse fat (white)")
+
+
+def test_missing_files_are_named(nuinsseg_tree: Path) -> None:
+    organ = nuinsseg_tree / "mouse fat (white)"
+    (organ / "label masks modify" / "a.tif").unlink()
+    with pytest.raises(NucloraError, match=r"a\.png: no label map for this image; add .*label masks modify/a\.tif"):
+        open_tiles(nuinsseg_tree)
+    (organ / "tissue images" / "c.png").unlink()
+    with pytest.raises(NucloraError, match=r"\(and 1 more fault: see `nuclora data check`\)"):
+        open_tiles(nuinsseg_tree)
+    shutil.rmtree(organ / "label masks modify")
+    with pytest.raises(NucloraError, match="no folder 'label masks modify'"):
+        open_tiles(nuinsseg_tree)
+
+
+def test_official_sample(shared_data: Path) -> None:
+    root = shared_data / "nuinsseg" / "official-sample"
+    tiles = open_tiles(root)
+    assert len(tiles) == 8
+    assert tiles.groups == ["human bladder", "human liver", "human spleen"]
+    rgba = tiles["human liver/human_liver_31"]
+    stored = np.asarray(Image.open(rgba.image))
+    assert stored.shape == (512, 512, 4)
+    for tile in tiles:
+        sample = tile.read()
+        stem = tile.name.split("/")[1]
+        truth = tifffile.imread(root / tile.group / "label masks modify" / f"{stem}.tif")
+        np.testing.assert_array_equal(sample.labels, truth)
+        np.testing.assert_array_equal(sample.image, np.asarray(Image.open(tile.image))[..., :3])
+    # Bladder has "mask binary_vague", spleen "vague areas/mask binary", liver neither.
+    assert [tile.read().ignore.any() for tile in tiles] == [True] * 2 + [False] * 2 + [True] * 4

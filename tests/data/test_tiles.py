@@ -1,0 +1,249 @@
+from __future__ import annotations
+
+import pickle
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from nuclora.data import Tile, open_tiles
+from nuclora.data.images import read_image, read_labels, read_mask
+from nuclora.errors import NucloraError
+
+
+def rgb(shape: tuple[int, ...] = (20, 30, 3)) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+@pytest.mark.parametrize("suffix", ["png", "bmp", "tif", "TIFF"])
+def test_lossless_images_come_back_exactly(tmp_path: Path, suffix: str) -> None:
+    pixels = rgb()
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(pixels).save(path)
+    image = read_image(path)
+    assert image.dtype == np.uint8
+    np.testing.assert_array_equal(image, pixels)
+    image[0, 0] = 0  # training writes into what it reads
+
+
+def test_jpeg_is_read_as_pillow_reads_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.jpg"
+    Image.fromarray(rgb()).save(path)
+    np.testing.assert_array_equal(read_image(path), np.asarray(Image.open(path)))
+
+
+def test_grey_becomes_rgb(tmp_path: Path) -> None:
+    grey = rgb((20, 30))
+    for name, path in (("png", tmp_path / "x.png"), ("tif", tmp_path / "x.tif")):
+        Image.fromarray(grey).save(path)
+        np.testing.assert_array_equal(read_image(path), np.stack([grey] * 3, axis=2), err_msg=name)
+
+
+def test_alpha_is_dropped_not_blended(tmp_path: Path) -> None:
+    pixels = rgb((20, 30, 4))
+    Image.fromarray(pixels).save(tmp_path / "x.png")
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", extrasamples=["unassalpha"])
+    np.testing.assert_array_equal(read_image(tmp_path / "x.png"), pixels[..., :3])
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), pixels[..., :3])
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_palette_becomes_its_colours(tmp_path: Path, suffix: str) -> None:
+    indices = np.arange(600, dtype=np.uint8).reshape(20, 30) % 4
+    image = Image.fromarray(indices)
+    image.putpalette([10, 20, 30, 40, 50, 60, 70, 80, 90, 100, 110, 120])
+    path = tmp_path / f"x.{suffix}"
+    image.save(path, **({"transparency": b"\x00\x80\xff\x10"} if suffix == "png" else {}))
+    expected = np.array([[10, 20, 30], [40, 50, 60], [70, 80, 90], [100, 110, 120]])[indices]
+    np.testing.assert_array_equal(read_image(path), expected)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "tif"])
+def test_cmyk_is_converted(tmp_path: Path, suffix: str) -> None:
+    path = tmp_path / f"x.{suffix}"
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(path)
+    image = read_image(path)
+    assert image.shape == (8, 8, 3)
+    red, green, blue = image[4, 4].astype(int)
+    assert red > 200
+    assert green < 60
+    assert blue < 60
+
+
+def test_planes_stored_apart_are_put_together(tmp_path: Path) -> None:
+    pixels = rgb()
+    tifffile.imwrite(tmp_path / "x.tif", np.moveaxis(pixels, 2, 0), photometric="rgb", planarconfig="separate")
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), pixels)
+
+
+def write_png16_rgb(path: Path) -> None:
+    """Pillow cannot write 16-bit RGB, so the chunks are put together here."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\x00" + bytes(4 * 6) for _ in range(4))
+    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    path.write_bytes(
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    )
+
+
+def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(rgb((20, 30)).astype(np.uint16) * 200).save(tmp_path / "grey.png")
+    write_png16_rgb(tmp_path / "rgb.png")
+    tifffile.imwrite(tmp_path / "rgb.tif", rgb().astype(np.uint16), photometric="rgb")
+    for name in ("grey.png", "rgb.png", "rgb.tif"):
+        with pytest.raises(NucloraError, match=rf"{name}: .*16.*8 bits a channel.*convert it to 8-bit"):
+            read_image(tmp_path / name)
+
+
+def test_several_pages_are_refused(tmp_path: Path) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((3, 20, 30), np.uint8), photometric="minisblack")
+    with pytest.raises(NucloraError, match=r"3 pages where one is expected"):
+        read_image(tmp_path / "x.tif")
+    with pytest.raises(NucloraError, match=r"3 pages where one is expected"):
+        read_labels(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "lzw.tif"])
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.5, 0.97])
+def test_cut_short_images_are_named(tmp_path: Path, suffix: str, share: float) -> None:
+    path = tmp_path / f"x.{suffix}"
+    Image.fromarray(rgb((200, 300, 3))).save(path, **({"compression": "tiff_lzw"} if "lzw" in suffix else {}))
+    content = path.read_bytes()
+    path.write_bytes(content[: int(share * len(content))])
+    with pytest.raises(NucloraError, match=r"x\..*: (cannot be read|cut short).*damaged"):
+        read_image(path)
+
+
+def test_damaged_bytes_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "x.png"
+    Image.fromarray(rgb((200, 300, 3))).save(path)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 0xFF
+    path.write_bytes(content)
+    with pytest.raises(NucloraError, match=r"cannot be read"):
+        read_image(path)
+    (tmp_path / "text.png").write_text("not an image")
+    with pytest.raises(NucloraError, match=r"text.png: cannot be read"):
+        read_image(tmp_path / "text.png")
+    with pytest.raises(NucloraError, match=r"absent.png: no such file"):
+        read_image(tmp_path / "absent.png")
+
+
+@pytest.mark.parametrize("limit", [599, 299])
+def test_images_larger_than_a_tile_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    # Pillow warns over its limit and raises over twice its limit: 600 pixels are over both kinds here.
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", limit)
+    monkeypatch.setattr("nuclora.data.images.MAX_PIXELS", limit)
+    Image.fromarray(rgb()).save(tmp_path / "x.png")
+    tifffile.imwrite(tmp_path / "x.tif", rgb(), photometric="rgb")
+    np.save(tmp_path / "x.npy", np.zeros((20, 30), np.int32))
+    for read, name in ((read_image, "x.png"), (read_image, "x.tif"), (read_labels, "x.npy")):
+        with pytest.raises(NucloraError, match=f"{name}: more than {limit} pixels; cut it"):
+            read(tmp_path / name)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.uint32, np.int64])
+def test_label_maps_come_back_exactly(tmp_path: Path, dtype: type[np.integer]) -> None:
+    ids = np.random.default_rng(1).integers(0, 200, (20, 30)).astype(dtype)
+    np.save(tmp_path / "x.npy", ids)
+    tifffile.imwrite(tmp_path / "x.tif", ids)
+    tifffile.imwrite(tmp_path / "packed.tif", ids[None], compression="zlib")
+    paths = [tmp_path / "x.npy", tmp_path / "x.tif", tmp_path / "packed.tif"]
+    if np.dtype(dtype).itemsize <= 2:
+        Image.fromarray(ids).save(tmp_path / "x.png")
+        paths.append(tmp_path / "x.png")
+    for path in paths:
+        labels = read_labels(path)
+        assert labels.dtype == np.int32, path
+        np.testing.assert_array_equal(labels, ids, err_msg=str(path))
+
+
+def test_sixteen_bit_ids_survive_png_and_big_endian_tiff(tmp_path: Path) -> None:
+    ids = np.array([[0, 255, 256], [40000, 65535, 1]], np.uint16)
+    Image.fromarray(ids).save(tmp_path / "x.png")
+    tifffile.imwrite(tmp_path / "x.tif", ids, byteorder=">")
+    np.testing.assert_array_equal(read_labels(tmp_path / "x.png"), ids)
+    np.testing.assert_array_equal(read_labels(tmp_path / "x.tif"), ids)
+
+
+def test_palette_label_maps_give_their_indices(tmp_path: Path) -> None:
+    ids = np.array([[0, 1, 2], [2, 2, 0]], np.uint8)
+    image = Image.fromarray(ids)
+    image.putpalette([0, 0, 0, 255, 0, 0, 0, 255, 0])
+    image.save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_labels(tmp_path / "x.png"), ids)
+
+
+def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "float.npy", np.zeros((4, 4), np.float32))
+    tifffile.imwrite(tmp_path / "float.tif", np.zeros((4, 4), np.float32))
+    Image.fromarray(rgb()).save(tmp_path / "rgb.png")
+    tifffile.imwrite(tmp_path / "rgb.tif", rgb(), photometric="rgb")
+    np.save(tmp_path / "negative.npy", np.array([[0, -1]]))
+    np.save(tmp_path / "huge.npy", np.array([[0, 2**31]]))
+    np.save(tmp_path / "bool.npy", np.zeros((4, 4), bool))
+    Image.fromarray(np.eye(4, dtype=bool)).save(tmp_path / "bit.png")
+    np.save(tmp_path / "line.npy", np.zeros(4, int))
+    np.save(tmp_path / "object.npy", np.array([[None]]), allow_pickle=True)
+    (tmp_path / "short.npy").write_bytes((tmp_path / "float.npy").read_bytes()[:-3])
+    reasons = {
+        "float.npy": "labels are float32",
+        "float.tif": "labels are float32",
+        "rgb.png": "an RGB image",
+        "rgb.tif": "an RGB image",
+        "negative.npy": "negative id -1",
+        "huge.npy": "id 2147483648 is over the limit",
+        "bool.npy": "a binary mask",
+        "bit.png": "a binary mask",
+        "line.npy": r"an array of shape \(4,\)",
+        "object.npy": "cannot be read",
+        "short.npy": "cannot be read",
+    }
+    for name, reason in reasons.items():
+        with pytest.raises(NucloraError, match=f"{name}: {reason}.*; "):
+            read_labels(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "RGBA"])
+def test_masks_ignore_what_is_not_zero(tmp_path: Path, mode: str) -> None:
+    expected = np.zeros((8, 8), bool)
+    expected[2:4, 1:7] = True
+    Image.fromarray(expected.astype(np.uint8) * 255).convert(mode).save(tmp_path / "x.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "x.png"), expected)
+
+
+def test_tile_reads_a_sample(tmp_path: Path) -> None:
+    Image.fromarray(rgb()).save(tmp_path / "i.png")
+    np.save(tmp_path / "l.npy", np.ones((20, 30), int))
+    sample = Tile("x", "all", tmp_path / "i.png", tmp_path / "l.npy").read()
+    assert (sample.image.shape, sample.labels.dtype, sample.ignore.dtype) == ((20, 30, 3), np.int32, np.bool_)
+    assert not sample.ignore.any()
+
+
+def test_shapes_that_differ_are_named(tmp_path: Path) -> None:
+    Image.fromarray(rgb()).save(tmp_path / "i.png")
+    np.save(tmp_path / "turned.npy", np.ones((30, 20), int))
+    np.save(tmp_path / "l.npy", np.ones((20, 30), int))
+    with pytest.raises(NucloraError, match=r"turned.npy: 30x20 pixels .* where its image has 20x30; export"):
+        Tile("x", "all", tmp_path / "i.png", tmp_path / "turned.npy").read()
+    with pytest.raises(NucloraError, match=r"turned.npy: 30x20"):
+        Tile("x", "all", tmp_path / "i.png", tmp_path / "l.npy", tmp_path / "turned.npy").read()
+
+
+def test_tile_sets_are_indexed_by_number_and_name(plain_folder: Path) -> None:
+    tiles = open_tiles(plain_folder)
+    assert len(tiles) == 4
+    assert tiles[0] is tiles["a"]
+    assert [tile.name for tile in tiles] == tiles.names == ["a", "b", "liver/c", "liver/deep/d"]
+    assert tiles.groups == ["all", "liver"]
+    assert tiles.subset(["liver/c", "a"]).names == ["liver/c", "a"]
+    assert pickle.loads(pickle.dumps(tiles)) == tiles
+    with pytest.raises(NucloraError, match="no tile named 'z'"):
+        tiles.subset(["a", "z"])
