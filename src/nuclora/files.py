@@ -50,22 +50,21 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 class AppendLog:
-    """A file of lines that grows; a line torn by a crash is dropped when the file is opened again."""
+    """A file of lines that grows; a last line torn by a crash, or still being written, is not a line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        if path.exists():
-            content = path.read_bytes()
-            whole = content[: content.rfind(b"\n") + 1]
-            if whole != content:
-                write_atomic(path, whole)
+        self._is_whole = False
 
     def lines(self) -> list[str]:
         """The whole lines so far, without line ends."""
-        return self.path.read_text("utf-8").splitlines() if self.path.exists() else []
+        return self._whole().decode("utf-8").splitlines()
 
     def append(self, line: str) -> None:
-        """Add one line and flush it."""
+        """Add one line."""
+        if not self._is_whole:
+            self._drop_torn_line()
+            self._is_whole = True
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
@@ -74,3 +73,12 @@ class AppendLog:
     def rewrite(self, lines: Sequence[str]) -> None:
         """Replace the content."""
         write_atomic(self.path, "".join(line + "\n" for line in lines))
+
+    def _whole(self) -> bytes:
+        content = self.path.read_bytes() if self.path.exists() else b""
+        return content[: content.rfind(b"\n") + 1]
+
+    def _drop_torn_line(self) -> None:
+        whole = self._whole()
+        if self.path.exists() and self.path.stat().st_size != len(whole):
+            write_atomic(self.path, whole)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from nuclora.errors import NucloraError
 
+Settings = TypeVar("Settings", bound=BaseModel)
 Protocol = Literal["oracle-box", "oracle-point", "automatic"]
 
 
@@ -190,13 +192,30 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         raise NucloraError("not a recipe: the file holds no mapping", path=source)
     for override in overrides:
         _set_field(fields, override)
-    return parse_recipe(fields, source)
+    return _validate(Recipe, fields, source)
 
 
-def parse_recipe(fields: dict[str, Any], source: str) -> Recipe:
-    """Validate the fields of a recipe; `source` names them in errors."""
+def change_evaluation(settings: EvaluateSettings, overrides: Sequence[str]) -> EvaluateSettings:
+    """Change fields of the evaluation alone.
+
+    Args:
+        settings: What to start from.
+        overrides: As in :func:`load_recipe`, each beginning with ``evaluate.``.
+
+    Raises:
+        NucloraError: A field that is not of the evaluation, is unknown or has a wrong value.
+    """
+    fields = {"evaluate": settings.model_dump(mode="json")}
+    for override in overrides:
+        if not override.startswith("evaluate."):
+            raise NucloraError(f"--set {override}: only fields of evaluate can change for an adapter that is trained")
+        _set_field(fields, override)
+    return _validate(EvaluateSettings, fields["evaluate"], "evaluate")
+
+
+def _validate(model: type[Settings], fields: dict[str, Any], source: str) -> Settings:
     try:
-        return Recipe.model_validate(fields)
+        return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
@@ -214,10 +233,8 @@ def _set_field(fields: dict[str, Any], override: str) -> None:
         raise NucloraError(f"--set {override}: the value is not YAML") from error
     if isinstance(value, str):
         # YAML 1.1 reads 5e-4 as a string; people write learning rates so.
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     *parents, leaf = path.split(".")
     for parent in parents:
         fields = fields.setdefault(parent, {})

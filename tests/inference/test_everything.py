@@ -5,8 +5,8 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from nuclora.inference.everything import good_masks, grid_points, suppress_overlaps
-from nuclora.recipe import GridSettings
+from nuclora.inference.everything import grid_points, plausible_masks, stability_score, suppress_overlaps
+from nuclora.recipe import EvaluateSettings, GridSettings
 
 
 def _box_iou(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:
@@ -42,17 +42,27 @@ def test_grid_points_divide_any_image_evenly() -> None:
     assert points.tolist() == [[9.5, 2.0], [29.5, 2.0], [9.5, 7.0], [29.5, 7.0]]
 
 
-def test_filters_one_by_one() -> None:
-    settings = GridSettings(
-        iou_threshold=0.7, stability_threshold=0.8, stability_offset=1.0, largest_share=0.25
-    )
-    logits = torch.full((5, 10, 10), -5.0)
-    logits[0, 2:6, 2:6] = 5.0  # good
-    logits[1, 2:6, 2:6] = 5.0  # its predicted IoU is too low
-    logits[2, 2:6, 2:6] = 5.0  # a rim of half its size lies between the thresholds
-    logits[2, 6:8, 2:6] = 0.5
-    logits[3, 0:6, 0:6] = 5.0  # over a quarter of the tile
-    iou = torch.tensor([0.9, 0.6, 0.9, 0.9, 0.9])  # the fifth is empty
-    assert good_masks(logits, iou, settings).tolist() == [True, False, False, False, False]
-    lenient = settings.model_copy(update={"stability_threshold": 0.6})
-    assert good_masks(logits, iou, lenient).tolist() == [True, False, True, False, False]
+def test_stability_is_the_iou_of_two_thresholds() -> None:
+    logits = torch.full((3, 1, 10, 10), -5.0)
+    logits[0, 0, 2:6, 2:6] = 5.0
+    logits[1, 0, 2:6, 2:6] = 5.0  # a rim of half its size lies between the thresholds
+    logits[1, 0, 6:8, 2:6] = 0.5
+    assert stability_score(logits, 1.0).flatten().tolist() == pytest.approx([1, 16 / 24, 0])
+
+
+def test_a_mask_covers_its_point_and_is_no_larger_than_a_nucleus() -> None:
+    settings = GridSettings(largest_share=0.25)
+    logits = torch.full((3, 1, 10, 10), -5.0)
+    logits[:2, 0, 2:6, 4:8] = 5.0
+    logits[2, 0, 0:6, 0:6] = 5.0  # over a quarter of the tile
+    # The image is twice as wide and half as high as the masks.
+    points = np.array([[11.5, 1.5], [5.5, 2.5], [3.5, 1.0]], np.float32)
+    assert plausible_masks(logits, points, (5, 20), settings).flatten().tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("iou_trained", [True, False])
+def test_an_untrained_iou_head_has_no_say(make_fake, iou_trained) -> None:
+    predictor = make_fake(64, iou_trained=iou_trained)
+    settings = EvaluateSettings.model_validate({"grid": {"points_per_side": 2, "iou_threshold": 0.95}})
+    image = np.zeros((64, 64, 3), np.uint8)
+    assert predictor.segment(image, "automatic", settings).max() == (0 if iou_trained else 4)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -19,7 +19,7 @@ def cv(
     set_fields: SetFields = None,
     folds: Annotated[str | None, typer.Option(help="Only these folds, as in 4,5.", show_default="all")] = None,
     k: Annotated[int, typer.Option("-k", min=2, help="Number of folds.")] = 5,
-    by: Annotated[str, typer.Option(help="Deal out single tiles, or whole organs: tile or organ.")] = "tile",
+    by: Annotated[Literal["tile", "organ"], typer.Option(help="Deal out single tiles, or whole organs.")] = "tile",
     fold_table: Annotated[
         Path | None, typer.Option("--fold-table", help="CSV of `nuclora folds` in place of -k and --by.")
     ] = None,

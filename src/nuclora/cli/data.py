@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from nuclora.cli.options import AsJson, Data, DataFormat
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress, TaskID
@@ -40,10 +42,10 @@ def fetch(
 
 @app.command()
 def check(
-    data: Annotated[Path, typer.Argument(help="Folder of the labelled data set.")],
-    format: Annotated[str | None, typer.Option(help="Format of the data: nuinsseg or folder.")] = None,
+    data: Data,
+    data_format: DataFormat = None,
     max_faults: Annotated[int, typer.Option(min=1, help="Print at most so many faults; --json has all.")] = 20,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    json_: AsJson = False,
 ) -> None:
     """Open every file and say, file by file, what is wrong; exit code 2 if it would spoil training."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -53,8 +55,8 @@ def check(
     columns = (TextColumn("checking tiles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=_stderr(), transient=True) as bar:
         task = bar.add_task("", total=None)
-        report = check_data(data, format, lambda done, total: bar.update(task, completed=done, total=total))
-    if json_output:
+        report = check_data(data, data_format, lambda done, total: bar.update(task, completed=done, total=total))
+    if json_:
         typer.echo(json.dumps(asdict(report)))
     else:
         _print_report(report, max_faults)

@@ -38,11 +38,9 @@ def evaluate(
         str | None, typer.Option("--base", help="Evaluate this base as it came, in place of MODEL.")
     ] = None,
     weights: Weights = None,
-    automatic_tiles: Annotated[
-        int | None, typer.Option(min=1, help="At most so many tiles a fold for automatic.", show_default="the recipe's")
-    ] = None,
-    points_per_side: Annotated[
-        int | None, typer.Option(min=1, help="Density of automatic's grid.", show_default="the recipe's")
+    set_fields: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="FIELD=VALUE", help="Change an evaluate field of the recipe; may be repeated."),
     ] = None,
     input_size: Annotated[
         int | None, typer.Option(min=32, help="Side of the square input in pixels.", show_default="the model's")
@@ -63,6 +61,7 @@ def evaluate(
     from nuclora.inference.predictor import PRECISIONS, Precision
     from nuclora.inference.protocols import PROTOCOLS
     from nuclora.inference.standalone import evaluate_source, find_source
+    from nuclora.recipe import change_evaluation
 
     model, data = _model_and_data(places, base)
     chosen = tuple(dict.fromkeys(protocols or PROTOCOLS))
@@ -71,12 +70,7 @@ def evaluate(
             raise NucloraError(f"no such choice: {name}", mend=f"choose one of {', '.join(known)}")
     tiles = open_tiles(data, data_format)
     source = find_source(model, tiles)
-    settings = source.settings
-    if automatic_tiles:
-        settings = settings.model_copy(update={"automatic_tiles": automatic_tiles})
-    if points_per_side:
-        grid = settings.grid.model_copy(update={"points_per_side": points_per_side})
-        settings = settings.model_copy(update={"grid": grid})
+    settings = change_evaluation(source.settings, set_fields or [])
     monitor = ProgressMonitor()
     try:
         summary = evaluate_source(
@@ -113,17 +107,20 @@ def _model_and_data(places: list[str], base: str | None) -> tuple[str, str]:
 
 
 def _print_table(console: Console, model: str, protocols: dict[str, Any]) -> None:
+    from rich import box
     from rich.table import Table
 
-    table = Table(title=f"{model}: mean and 95 % interval over tiles", title_justify="left")
+    table = Table(
+        title=f"{model}: mean and 95 % interval over tiles", title_justify="left", box=box.SIMPLE_HEAD, padding=0
+    )
     table.add_column("measure")
     for name, summary in protocols.items():
-        table.add_column(f"{name}, {summary['tiles']} tiles", justify="right")
+        table.add_column(f"{name}\n{summary['tiles']} tiles", justify="right")
     for measure in _SHOWN:
         cells = []
         for summary in protocols.values():
             low, high = summary["interval"][measure]
-            cells.append(f"{summary['mean'][measure]:.3f}  [{low:.3f}, {high:.3f}]".replace("[", r"\["))
+            cells.append(f"{summary['mean'][measure]:.3f} [{low:.3f}, {high:.3f}]".replace("[", r"\["))
         table.add_row(measure, *cells)
     console.print(table)
     for name, summary in protocols.items():

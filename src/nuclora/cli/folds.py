@@ -8,29 +8,31 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from nuclora.cli.options import AsJson, Data, DataFormat
+
 if TYPE_CHECKING:
     from nuclora.data.folds import FoldTable
 
 
 def folds(
-    data: Annotated[Path, typer.Argument(help="Folder of the labelled data set.")],
+    data: Data,
     k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the shuffle: 42 is the study's, 19 the data set's.")] = 42,
     by: Annotated[
         Literal["tile", "organ"],
         typer.Option(help="Deal out tiles at random, or whole organs (leave-organ-out; the seed has no effect)."),
     ] = "tile",
-    output: Annotated[Path, typer.Option("-o", "--output", help="CSV file to write.")] = Path("folds.csv"),
-    format: Annotated[str | None, typer.Option(help="Format of the data: nuinsseg or folder.")] = None,
-    json_output: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+    out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("folds.csv"),
+    data_format: DataFormat = None,
+    json_: AsJson = False,
 ) -> None:
     """Deal the tiles of a data set into cross-validation folds, and write the table as CSV."""
     from nuclora.data import open_tiles
     from nuclora.data.folds import make_folds
 
-    table = make_folds(open_tiles(data, format), k, seed, by)
-    table.write(output)
-    if json_output:
+    table = make_folds(open_tiles(data, data_format), k, seed, by)
+    table.write(out)
+    if json_:
         summary = [
             {
                 "fold": fold,
@@ -40,9 +42,9 @@ def folds(
             }
             for fold in table.folds
         ]
-        typer.echo(json.dumps({"path": str(output), "sha256": table.sha256, "by": by, "seed": seed, "folds": summary}))
+        typer.echo(json.dumps({"path": str(out), "sha256": table.sha256, "by": by, "seed": seed, "folds": summary}))
     else:
-        _print(table, output)
+        _print(table, out)
 
 
 def _groups(table: FoldTable, fold: int) -> list[str]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
+
+from nuclora.cli.options import AsJson, BaseName, RecipeName, SetFields, Weights, overrides
 
 _NAMES = {
     "base": "base, all of it",
@@ -17,21 +16,20 @@ _NAMES = {
 
 
 def params(
-    recipe: Annotated[str, typer.Option("--recipe", "-r", help="Name of a recipe, or its YAML file.")] = "paper",
-    base: Annotated[str | None, typer.Option("--base", help="Another base than the recipe's.")] = None,
-    weights: Annotated[Path | None, typer.Option("--weights", help="Folder of a custom base.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="Change a field: adapter.rank=32.")] = None,
-    json_: Annotated[bool, typer.Option("--json", help="Print numbers for machines.")] = False,
+    recipe: RecipeName = "paper",
+    base: BaseName = None,
+    weights: Weights = None,
+    set_: SetFields = None,
+    json_: AsJson = False,
 ) -> None:
     """Show the parameters that a recipe trains. Needs no weights."""
     import json
 
-    from nuclora.models.parameters import recipe_parameters
+    from nuclora.models.parameters import count_recipe
     from nuclora.recipe import load_recipe
 
-    overrides = [*(set_ or []), *([f"base={base}"] if base else [])]
-    chosen = load_recipe(recipe, overrides)
-    table = recipe_parameters(chosen, weights)
+    chosen = load_recipe(recipe, overrides(base, set_))
+    table = count_recipe(chosen, weights)
     if json_:
         typer.echo(json.dumps(table.to_json()))
         return

@@ -7,11 +7,13 @@ from typing import Annotated
 
 import typer
 
+from nuclora.cli.options import AsJson
+
 app = typer.Typer(help="List and fetch the weights of the bases.", no_args_is_help=True)
 
 
 @app.command("list")
-def list_(json_: Annotated[bool, typer.Option("--json", help="Print one JSON list.")] = False) -> None:
+def list_(json_: AsJson = False) -> None:
     """Show each base, and where its weights are."""
     import json
 
@@ -54,9 +56,12 @@ def list_(json_: Annotated[bool, typer.Option("--json", help="Print one JSON lis
     view.add_column("weights", overflow="fold")
     for name, base in published.items():
         here = found[name]
-        where = str(here) if here else f"[dim]not here: nuclora weights fetch {name}[/]"
+        where = str(here) if here else "[dim]-[/]"
         view.add_row(name, base.encoder, f"{base.input_size}", f"{base.bytes / 1e6:,.0f}", where)
-    Console().print(view)
+    console = Console()
+    console.print(view)
+    if not all(found.values()):
+        console.print("Get what is missing with [bold]nuclora weights fetch BASE[/].")
 
 
 @app.command("fetch")

@@ -31,9 +31,7 @@ def label_boxes(labels: Labels) -> tuple[NDArray[np.int32], NDArray[np.float32]]
     """
     regions = list(_regions(labels))
     ids = np.array([identity for identity, _ in regions], dtype=np.int32)
-    boxes = [
-        (columns.start, rows.start, columns.stop - 1, rows.stop - 1) for _, (rows, columns) in regions
-    ]
+    boxes = [(columns.start, rows.start, columns.stop - 1, rows.stop - 1) for _, (rows, columns) in regions]
     return ids, np.array(boxes, dtype=np.float32).reshape(-1, 4)
 
 
@@ -86,16 +84,14 @@ def random_inner_points(
     return _points(labels, ids, any_pixel)
 
 
-def to_input_frame(
-    coordinates: NDArray[np.floating], shape: tuple[int, int], size: int
-) -> NDArray[np.float32]:
+def to_input_frame(coordinates: NDArray[np.floating], shape: tuple[int, int], size: int) -> NDArray[np.float32]:
     """Map points or boxes from an image to the square input that the image is stretched to.
 
     Pixel centres map onto pixel centres as the bilinear resizing does (`align_corners=False`):
     ``x' = (x + 0.5) * size / width - 0.5``. SAM's prompt encoder adds the half pixel again itself.
 
     Args:
-        coordinates: Points (N, ..., 2) as x, y or boxes (N, 4) as x0, y0, x1, y1, in pixels of the image.
+        coordinates: Points (N, 2) as x, y or boxes (N, 4) as x0, y0, x1, y1, in pixels of the image.
         shape: Height and width of the image.
         size: Side of the square input.
 
@@ -103,9 +99,9 @@ def to_input_frame(
         The same shape, float32, in pixels of the input.
     """
     height, width = shape
-    scale = np.array([size / width, size / height])
-    pairs = coordinates.reshape(*coordinates.shape[:-1], -1, 2)
-    return ((pairs + 0.5) * scale - 0.5).reshape(coordinates.shape).astype(np.float32)
+    scale = np.tile([size / width, size / height], coordinates.shape[-1] // 2)
+    mapped: NDArray[np.float32] = ((coordinates + 0.5) * scale - 0.5).astype(np.float32)
+    return mapped
 
 
 def _regions(labels: Labels) -> Iterator[tuple[int, Slices]]:

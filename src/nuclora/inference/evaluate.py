@@ -50,9 +50,7 @@ def evaluate_tiles(
     wanted = {protocol: {tile.name for tile in tiles} for protocol in protocols}
     if "automatic" in wanted:
         wanted["automatic"] = automatic_subset(tiles, fold_of, settings.automatic_tiles)
-    lacking = {
-        tile.name: [name for name in protocols if tile.name in wanted[name] - done[name]] for tile in tiles
-    }
+    lacking = {tile.name: [name for name in protocols if tile.name in wanted[name] - done[name]] for tile in tiles}
     work = [tile for tile in tiles if lacking[tile.name]]
     for count, tile in enumerate(work):
         if progress and count == 0:

@@ -9,20 +9,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from nuclora.inference.merge import MASK_THRESHOLD, Mask, crop_masks, masks_to_labels
 from nuclora.recipe import EvaluateSettings, GridSettings
 
 if TYPE_CHECKING:
-    import torch
-
     from nuclora.inference.predictor import EncodedImage, Predictor
 
 
-def segment_everything(
-    predictor: Predictor, encoded: EncodedImage, settings: EvaluateSettings
-) -> NDArray[np.int32]:
+def segment_everything(predictor: Predictor, encoded: EncodedImage, settings: EvaluateSettings) -> NDArray[np.int32]:
     """Segment an image without any prompt from outside.
 
     Args:
@@ -36,13 +33,22 @@ def segment_everything(
     grid = settings.grid
     points = grid_points(encoded.shape, grid.points_per_side)
     masks: list[Mask] = []
-    for logits, iou in predictor.decode(encoded, points=points, multimask=predictor.multimask_points):
-        kept = good_masks(logits.flatten(0, 1), iou.flatten(), grid)
-        masks += crop_masks(logits.flatten(0, 1)[kept].numpy(force=True), iou.flatten()[kept].numpy(force=True))
+    decoded = predictor.decode(encoded, points=points, multimask=predictor.multimask_points)
+    for first, (logits, iou) in zip(range(0, len(points), predictor.chunk), decoded, strict=True):
+        stability = stability_score(logits, grid.stability_offset)
+        # An IoU head that training left behind says nothing of the masks that the rest of the decoder now draws.
+        sure = iou >= grid.iou_threshold if predictor.iou_trained else torch.ones_like(iou, dtype=torch.bool)
+        prompts = points[first : first + predictor.chunk]
+        kept = sure & (stability >= grid.stability_threshold) & plausible_masks(logits, prompts, encoded.shape, grid)
+        quality = iou if predictor.iou_trained else stability
+        masks += crop_masks(logits[kept].numpy(force=True), quality[kept].numpy(force=True))
     boxes = np.array([_box(mask) for mask in masks], dtype=np.float64).reshape(-1, 4)
     scores = np.array([mask.score for mask in masks], dtype=np.float64)
     chosen = suppress_overlaps(boxes, scores, grid.overlap_threshold)
-    return masks_to_labels([masks[index] for index in chosen], encoded.shape, min_size=settings.min_size)
+    # A mask of a whole cluster is sure of its inner pixels too; only its score tells it from the nuclei in it.
+    return masks_to_labels(
+        [masks[index] for index in chosen], encoded.shape, overlaps="score", min_size=settings.min_size
+    )
 
 
 def grid_points(shape: tuple[int, int], points_per_side: int) -> NDArray[np.float32]:
@@ -61,34 +67,46 @@ def grid_points(shape: tuple[int, int], points_per_side: int) -> NDArray[np.floa
     return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.float32)
 
 
-def good_masks(logits: torch.Tensor, iou: torch.Tensor, settings: GridSettings) -> torch.Tensor:
-    """Which masks are sure of themselves, stable, and small enough for a nucleus.
+def stability_score(logits: torch.Tensor, offset: float) -> torch.Tensor:
+    """IoU of each mask at a raised and at a lowered threshold.
 
-    The stability score is the IoU of the mask at a raised and at a lowered threshold. Both are taken at the decoder's
-    low resolution, where the reference takes them after upsampling.
+    It is taken at the decoder's low resolution, where the reference takes it after upsampling.
 
     Args:
-        logits: Low-resolution logits, (N, h, w).
-        iou: Predicted IoU, (N,).
-        settings: The thresholds.
+        logits: Low-resolution logits, (N, M, h, w).
+        offset: How far the threshold is moved either way.
 
     Returns:
-        Boolean, (N,).
+        (N, M), in 0..1; 0 for a mask that is empty at both thresholds.
     """
-
-    def area(threshold: float) -> torch.Tensor:
-        return (logits > threshold).sum(dim=(1, 2))
-
-    inner = area(MASK_THRESHOLD + settings.stability_offset)
-    outer = area(MASK_THRESHOLD - settings.stability_offset)
-    share = area(MASK_THRESHOLD) / (logits.shape[1] * logits.shape[2])
-    stable = inner >= settings.stability_threshold * outer.clamp(min=1)
-    return (iou >= settings.iou_threshold) & stable & (share > 0) & (share <= settings.largest_share)
+    inner = (logits > MASK_THRESHOLD + offset).sum(dim=(2, 3))
+    outer = (logits > MASK_THRESHOLD - offset).sum(dim=(2, 3))
+    return inner / outer.clamp(min=1)
 
 
-def suppress_overlaps(
-    boxes: NDArray[np.float64], scores: NDArray[np.float64], threshold: float
-) -> list[int]:
+def plausible_masks(
+    logits: torch.Tensor, points: NDArray[np.float32], shape: tuple[int, int], settings: GridSettings
+) -> torch.Tensor:
+    """Which masks cover the point that asked for them, and are small enough for a nucleus.
+
+    Args:
+        logits: Low-resolution logits over the whole image, (N, M, h, w).
+        points: The prompts, (N, 2), x, y in pixels of the image.
+        shape: Height and width of the image.
+        settings: `largest_share` is read.
+
+    Returns:
+        Boolean, (N, M).
+    """
+    height, width = logits.shape[2:]
+    rows = ((points[:, 1] + 0.5) * height / shape[0]).astype(np.int64)
+    columns = ((points[:, 0] + 0.5) * width / shape[1]).astype(np.int64)
+    masks = logits > MASK_THRESHOLD
+    covers = masks[np.arange(len(points)), :, rows, columns]
+    return covers & (masks.sum(dim=(2, 3)) <= settings.largest_share * height * width)
+
+
+def suppress_overlaps(boxes: NDArray[np.float64], scores: NDArray[np.float64], threshold: float) -> list[int]:
     """Greedy non-maximum suppression by the IoU of boxes.
 
     Args:

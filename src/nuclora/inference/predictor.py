@@ -10,18 +10,21 @@ from typing import Literal
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from peft import PeftModel
 
 from nuclora.data.prompts import to_input_frame
-from nuclora.inference.merge import Mask, crop_masks
+from nuclora.inference.merge import MASK_THRESHOLD, Mask, crop_masks
 from nuclora.inference.protocols import segment
+from nuclora.models.adapter import load_adapter
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import load_base
 from nuclora.models.preprocess import Normalise, prepare
 from nuclora.models.sam import NucleiSam
-from nuclora.recipe import EvaluateSettings
+from nuclora.recipe import EvaluateSettings, Recipe
 
 Precision = Literal["no", "bf16", "fp16"]
-_TYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+_TYPES: dict[Precision, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+PRECISIONS: tuple[Precision, ...] = tuple(_TYPES)
 
 
 @dataclass(frozen=True)
@@ -52,12 +55,13 @@ class Predictor:
         precision: `bf16` or `fp16` computes in it where that is safe; `no` stays with float32.
         chunk: Prompts decoded at once; bounds memory, not results.
         multimask_points: A point gives the one of three masks with the highest predicted IoU, which is how SAM treats
-            points as it came. False takes the single mask, the one that fine-tuning trains. Boxes always give the single mask.
+            points as it came. False takes the single mask, the one that fine-tuning trains. Boxes always give the
+            single mask.
     """
 
     def __init__(
         self,
-        model: torch.nn.Module,
+        model: NucleiSam | PeftModel,
         *,
         input_size: int,
         normalise: Normalise,
@@ -65,15 +69,17 @@ class Predictor:
         precision: Precision = "no",
         chunk: int = 64,
         multimask_points: bool = False,
+        iou_trained: bool = True,
     ) -> None:
-        unwrapped = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self.model: NucleiSam = unwrapped.to(device)
+        sam: NucleiSam = model.get_base_model() if isinstance(model, PeftModel) else model
+        self.model = sam.to(device)
         self.input_size = input_size
         self.normalise = normalise
         self.device = torch.device(device)
         self.precision = precision
         self.chunk = chunk
         self.multimask_points = multimask_points
+        self.iou_trained = iou_trained
 
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
         """Encode an image, uint8 (H, W, 3), of any height and width."""
@@ -106,7 +112,8 @@ class Predictor:
         if prompts is None or (boxes is not None and points is not None):
             raise ValueError("give either boxes or points")
         mapped = torch.from_numpy(to_input_frame(prompts, encoded.shape, self.input_size)).to(self.device)
-        for part in mapped.split(self.chunk) if len(mapped) else ():
+        for start in range(0, len(mapped), self.chunk):
+            part = mapped[start : start + self.chunk]
             # Left before the yield: these modes must not leak into the caller's loop.
             with torch.inference_mode(), self._autocast():
                 prediction = self.model.decode(
@@ -124,6 +131,7 @@ class Predictor:
         *,
         boxes: NDArray[np.float32] | None = None,
         points: NDArray[np.float32] | None = None,
+        largest_share: float = 1.0,
     ) -> list[Mask]:
         """One mask a prompt, in their order; a prompt that gives an empty mask is left out.
 
@@ -131,6 +139,8 @@ class Predictor:
             encoded: The image.
             boxes: As in :meth:`decode`.
             points: As in :meth:`decode`.
+            largest_share: Where a point gives three masks, those over this share of the image's area are passed over
+                unless all three are: a point alone may as well mean the whole tissue as the nucleus.
 
         Returns:
             The masks with their predicted IoU as score.
@@ -138,9 +148,11 @@ class Predictor:
         masks: list[Mask] = []
         multimask = self.multimask_points and boxes is None
         for logits, iou in self.decode(encoded, boxes=boxes, points=points, multimask=multimask):
-            scores, best = iou.max(dim=1)
-            chosen = logits[torch.arange(len(best)), best]
-            masks += crop_masks(chosen.numpy(force=True), scores.numpy(force=True))
+            too_large = (logits > MASK_THRESHOLD).float().mean(dim=(2, 3)) > largest_share
+            passed_over = too_large & ~too_large.all(dim=1, keepdim=True)
+            best = iou.masked_fill(passed_over, -torch.inf).argmax(dim=1)
+            prompt = torch.arange(len(best), device=best.device)
+            masks += crop_masks(logits[prompt, best].numpy(force=True), iou[prompt, best].numpy(force=True))
         return masks
 
     def segment(
@@ -164,9 +176,7 @@ class Predictor:
         return segment(self, image, labels, protocol, settings or EvaluateSettings())
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(
-            self.device.type, dtype=_TYPES[self.precision], enabled=self.precision != "no"
-        )
+        return torch.autocast(self.device.type, dtype=_TYPES[self.precision], enabled=self.precision != "no")
 
 
 def load_model(
@@ -196,14 +206,15 @@ def load_model(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     if str(source) in BASES:
         base = load_base(str(source), path)
-        model: torch.nn.Module = base.model
-        trained_size, normalise = base.input_size, base.normalise
+        model: NucleiSam | PeftModel = base.model
+        trained_size: int = base.input_size
+        normalise: Normalise = BASES[base.name].normalise
+        iou_trained = True
     else:
-        from nuclora.models.adapter import load_adapter
-
         adapter = load_adapter(Path(source), path)
         model = adapter.model
         trained_size, normalise = adapter.card.input_size, adapter.card.normalise
+        iou_trained = Recipe.model_validate(adapter.card.recipe).loss.iou > 0
     return Predictor(
         model,
         input_size=input_size or trained_size,
@@ -211,4 +222,5 @@ def load_model(
         device=device,
         precision=precision,
         multimask_points=str(source) in BASES,
+        iou_trained=iou_trained,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 Labels = NDArray[np.int32]
 
-DESCRIPTIONS: Mapping[Protocol, str] = {
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
+DESCRIPTIONS: Mapping[str, str] = {
     "oracle-box": "Every nucleus is prompted with its tight box taken from the truth: "
     "an upper bound, not what the model finds by itself.",
     "oracle-point": "Every nucleus is prompted with its innermost point taken from the truth: "
@@ -27,7 +28,6 @@ DESCRIPTIONS: Mapping[Protocol, str] = {
     "automatic": "The model is prompted with a regular grid of points and its own scores filter the masks: "
     "no truth is used.",
 }
-PROTOCOLS: tuple[Protocol, ...] = tuple(DESCRIPTIONS)
 
 
 def segment(
@@ -52,31 +52,26 @@ def segment(
     Raises:
         NucloraError: An unknown protocol, or an oracle without the truth.
     """
-    if protocol not in DESCRIPTIONS:
+    if protocol not in PROTOCOLS:
         raise NucloraError(f"no protocol {protocol!r}", mend=f"choose one of {', '.join(PROTOCOLS)}")
     encoded = predictor.encode(image) if isinstance(image, np.ndarray) else image
     if protocol == "automatic":
         return segment_everything(predictor, encoded, settings)
     if labels is None:
-        raise NucloraError(
-            f"{protocol} takes its prompts from the truth, and there is none", mend="use automatic"
-        )
+        raise NucloraError(f"{protocol} takes its prompts from the truth, and there is none", mend="use automatic")
     return _ORACLES[protocol](predictor, encoded, labels, settings)
 
 
-def _oracle_box(
-    predictor: Predictor, encoded: EncodedImage, labels: Labels, settings: EvaluateSettings
-) -> Labels:
+def _oracle_box(predictor: Predictor, encoded: EncodedImage, labels: Labels, settings: EvaluateSettings) -> Labels:
     _, boxes = label_boxes(labels)
     masks = predictor.masks(encoded, boxes=boxes)
-    return masks_to_labels(masks, encoded.shape, min_size=settings.min_size)
+    return masks_to_labels(masks, encoded.shape, overlaps="logit", min_size=settings.min_size)
 
 
-def _oracle_point(
-    predictor: Predictor, encoded: EncodedImage, labels: Labels, settings: EvaluateSettings
-) -> Labels:
-    masks = predictor.masks(encoded, points=inner_points(labels))
-    return masks_to_labels(masks, encoded.shape, min_size=settings.min_size)
+def _oracle_point(predictor: Predictor, encoded: EncodedImage, labels: Labels, settings: EvaluateSettings) -> Labels:
+    share = settings.grid.largest_share
+    masks = predictor.masks(encoded, points=inner_points(labels), largest_share=share)
+    return masks_to_labels(masks, encoded.shape, overlaps="logit", min_size=settings.min_size)
 
 
 _ORACLES: Mapping[str, Callable[[Predictor, EncodedImage, Labels, EvaluateSettings], Labels]] = {

@@ -28,7 +28,7 @@ def read_labels(path: Path) -> NDArray[np.int32]:
         NucloraError: The file is missing or not a label map.
     """
     try:
-        labels = tifffile.imread(path)
+        labels: NDArray[np.int32] = tifffile.imread(path)
     except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError) as error:
         raise NucloraError(f"cannot read the label map ({error})", path=path) from error
     if labels.ndim != 2 or labels.dtype != np.int32:

@@ -8,7 +8,7 @@ import tempfile
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
@@ -17,7 +17,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nuclora.errors import NucloraError
+from nuclora.files import disk_errors
 from nuclora.models.checkpoints import LoadedBase, load_base
+from nuclora.models.preprocess import Normalise
 from nuclora.models.sam import NucleiSam
 
 CARD = "nuclora.json"
@@ -33,7 +35,7 @@ class AdapterCard(BaseModel):
     base: str = Field(description="name of the base")
     base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the base's weights")
     input_size: int = Field(ge=1, description="side of the network's input in pixels")
-    normalise: Literal["unit", "imagenet", "minmax"]
+    normalise: Normalise
     microns_per_pixel: float | None = Field(None, gt=0, description="of the training tiles, where known")
     thresholds: dict[str, float] = {}
     recipe: dict[str, Any]
@@ -46,7 +48,7 @@ class LoadedAdapter:
     """An adapter on its base, in evaluation mode.
 
     Args:
-        model: The PEFT model; `get_base_model()` is the :class:`~nuclora.models.sam.NucleiSam` to encode and decode with.
+        model: The PEFT model; its `get_base_model()` is the NucleiSam to encode and decode with.
         card: What the adapter says of itself.
         base: The base that it sits on.
     """
@@ -63,7 +65,15 @@ def save_adapter(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None
         peft_model: What :func:`~nuclora.models.lora.adapt` gave.
         folder: Where to; made with its parents.
         card: What goes into nuclora.json.
+
+    Raises:
+        NucloraError: The disk is full or the folder cannot be written.
     """
+    with disk_errors(folder):
+        _save(peft_model, folder, card)
+
+
+def _save(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     config = copy.copy(peft_model.peft_config["default"])
     config.inference_mode = True
@@ -83,8 +93,8 @@ def save_adapter(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None
             _flush(file)
         if folder.exists():
             # A folder with files in it cannot be replaced in one step; the old one goes with the scratch folder.
-            os.replace(folder, Path(scratch) / "old")
-        os.replace(fresh, folder)
+            folder.replace(Path(scratch) / "old")
+        fresh.replace(folder)
 
 
 def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:

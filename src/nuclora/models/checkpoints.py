@@ -6,16 +6,17 @@ import hashlib
 import importlib.metadata
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
 from transformers import SamConfig
 
+from nuclora.data.download import Progress, download
 from nuclora.errors import NucloraError
 from nuclora.models.bases import Base, get_base
 from nuclora.models.layout import UNUSED, original_name
@@ -44,7 +45,7 @@ class LoadedBase:
     sha256: str
     path: Path
     input_size: int
-    normalise: str
+    normalise: Literal["imagenet", "minmax"]
 
 
 def weights_folder() -> Path:
@@ -73,29 +74,22 @@ def find_weights(name: str, weights: Path | None = None) -> Path:
     raise NucloraError(f"the weights of {name} are not on this machine", mend=_how_to_get(base))
 
 
-def fetch(name: str, progress: Callable[[int, int | None], None] | None = None) -> Path:
-    """Download the published weights of a base into :func:`weights_folder` and verify them.
+def fetch(name: str, progress: Progress | None = None) -> Path:
+    """Download the published weights of a base into :func:`weights_folder`, unless they are there, and verify them.
 
     Args:
         name: Name of the base.
-        progress: Called with the bytes had and the bytes in all.
+        progress: Told the bytes done and the bytes of all.
 
     Raises:
         NucloraError: Nothing to download for this base, or the download failed.
     """
-    from nuclora.data.download import download
-
     base = get_base(name)
     if base.url is None:
         if base.package and (packaged := _packaged(base)):
             return packaged
         raise NucloraError(f"the weights of {name} cannot be downloaded by themselves", mend=_how_to_get(base))
-    target = weights_folder() / base.file
-    if target.is_file() and sha256_of(target) == base.sha256:
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    download(base.url, target, sha256=base.sha256, size=base.bytes, progress=progress)
-    return target
+    return download(base.url, weights_folder() / base.file, sha256=base.sha256, size=base.bytes, progress=progress)
 
 
 def sha256_of(path: Path) -> str:

@@ -83,16 +83,18 @@ def _attend(attention: SamAttention, query: Tensor, key: Tensor, value: Tensor) 
     """Attention between (N or 1, Q, C) queries and (N or 1, K, C) keys: (N, Q, C)."""
     heads = attention.num_attention_heads
     query, key, value = (
-        projection(features).unflatten(-1, (heads, -1)).transpose(1, 2)
+        projection(features).reshape(*features.shape[:2], heads, -1).transpose(1, 2)
         for projection, features in (
             (attention.q_proj, query),
             (attention.k_proj, key),
             (attention.v_proj, value),
         )
     )
+    # Not the fused kernel: on a CPU its backward is slow with as few keys as a prompt has.
     weights = (query @ key.transpose(-2, -1) * attention.scaling).softmax(-1)
     attended = weights @ value
-    return attention.out_proj(attended.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
+    result: Tensor = attention.out_proj(attended.transpose(1, 2).flatten(2))
+    return result
 
 
 def _transposed_convolution(features: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
@@ -101,4 +103,4 @@ def _transposed_convolution(features: Tensor, convolution: nn.ConvTranspose2d) -
     bias = convolution.bias
     assert bias is not None
     mapped = F.linear(features, weight.flatten(0, 2), bias.repeat(4))
-    return mapped.unflatten(-1, weight.shape[:3])
+    return mapped.reshape(*features.shape[:-1], *weight.shape[:3])

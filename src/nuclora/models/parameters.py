@@ -82,7 +82,7 @@ def count_parameters(peft_model: PeftModel) -> ParameterTable:
     return ParameterTable(tuple(rows))
 
 
-def recipe_parameters(recipe: Recipe, weights: Path | None = None) -> ParameterTable:
+def count_recipe(recipe: Recipe, weights: Path | None = None) -> ParameterTable:
     """Count what a recipe trains, on the meta device.
 
     Args:

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-# Of SAM's training images, in RGB and units of 255 levels.
 Normalise = Literal["unit", "imagenet", "minmax"]
 """How pixel values are scaled; see :func:`prepare`."""
 
+# Of SAM's training images, in RGB and units of 255 levels.
+# Of SAM's training images, in RGB and units of 255 levels.
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_STD = (58.395, 57.12, 57.375)
 

@@ -71,7 +71,8 @@ class PatchEmbedding(nn.Module):
         self.conv2 = FrozenNormConv(embed_dim // 2, embed_dim, kernel, stride)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        return self.conv2(F.gelu(self.conv1(pixel_values)))
+        result: Tensor = self.conv2(F.gelu(self.conv1(pixel_values)))
+        return result
 
 
 class InvertedBottleneck(nn.Module):
@@ -101,7 +102,8 @@ class PatchMerging(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         hidden = F.gelu(self.conv1(features))
-        return self.conv3(F.gelu(self.conv2(hidden)))
+        result: Tensor = self.conv3(F.gelu(self.conv2(hidden)))
+        return result
 
 
 class WindowAttention(nn.Module):
@@ -132,7 +134,8 @@ class WindowAttention(nn.Module):
         query, key, value = qkv.transpose(1, 2).chunk(3, dim=-1)
         bias = self.position_bias().to(query.dtype)
         attended = biased_attention(query, key, value, bias)
-        return self.proj(attended.transpose(1, 2).reshape(count, tokens, dim))  # type: ignore[no-any-return]
+        result: Tensor = self.proj(attended.transpose(1, 2).reshape(count, tokens, dim))
+        return result
 
 
 def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) -> Tensor:
@@ -140,7 +143,8 @@ def biased_attention(query: Tensor, key: Tensor, value: Tensor, bias: Tensor) ->
     if query.requires_grad and query.device.type == "cpu" and query.dtype == torch.bfloat16:
         # The fused kernel's backward in bfloat16 takes 2 to 6 times as long as the plain form's on a CPU.
         scores = (query * query.shape[-1] ** -0.5) @ key.transpose(-2, -1) + bias
-        return scores.softmax(-1) @ value
+        attended: Tensor = scores.softmax(-1) @ value
+        return attended
     return F.scaled_dot_product_attention(query, key, value, attn_mask=bias[None])
 
 
@@ -154,7 +158,8 @@ class FeedForward(nn.Module):
         self.fc2 = nn.Linear(4 * dim, dim)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        return self.fc2(F.gelu(self.fc1(self.norm(tokens))))  # type: ignore[no-any-return]
+        result: Tensor = self.fc2(F.gelu(self.fc1(self.norm(tokens))))
+        return result
 
 
 class TinyViTBlock(nn.Module):
@@ -170,7 +175,8 @@ class TinyViTBlock(nn.Module):
         """(batch, height, width, dim) to the same shape."""
         tokens = tokens + self._attend(tokens)
         tokens = self.local_conv(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return tokens + self.mlp(tokens)  # type: ignore[no-any-return]
+        result: Tensor = tokens + self.mlp(tokens)
+        return result
 
     def _attend(self, tokens: Tensor) -> Tensor:
         batch, height, width, dim = tokens.shape
@@ -181,7 +187,8 @@ class TinyViTBlock(nn.Module):
         windows = padded.reshape(batch, rows, size, columns, size, dim).transpose(2, 3)
         attended = self.attn(windows.reshape(-1, size * size, dim))
         attended = attended.reshape(batch, rows, columns, size, size, dim).transpose(2, 3)
-        return attended.reshape(batch, rows * size, columns * size, dim)[:, :height, :width]  # type: ignore[no-any-return]
+        result: Tensor = attended.reshape(batch, rows * size, columns * size, dim)[:, :height, :width]
+        return result
 
 
 class ConvStage(nn.Module):
@@ -196,7 +203,8 @@ class ConvStage(nn.Module):
         """(batch, dim, height, width) to (batch, height / 2, width / 2, out_dim)."""
         for block in self.blocks:
             features = block(features)
-        return self.downsample(features).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+        result: Tensor = self.downsample(features).permute(0, 2, 3, 1)
+        return result
 
 
 class AttentionStage(nn.Module):
@@ -215,7 +223,8 @@ class AttentionStage(nn.Module):
             tokens = block(tokens)
         if self.downsample is None:
             return tokens
-        return self.downsample(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)  # type: ignore[no-any-return]
+        result: Tensor = self.downsample(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return result
 
 
 class TinyViT(nn.Module):
@@ -250,7 +259,9 @@ class TinyViT(nn.Module):
         Returns:
             Image embeddings, (batch, output_channels, size / stride, size / stride).
         """
+        # In half precision the convolutions are twice as fast so.
         features = self.patch_embed(pixel_values.contiguous(memory_format=torch.channels_last))
         for stage in self.layers:
             features = stage(features)
-        return self.neck(features)  # type: ignore[no-any-return]
+        result: Tensor = self.neck(features)
+        return result

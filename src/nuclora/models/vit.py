@@ -28,12 +28,14 @@ class ViT(SamVisionEncoder):  # type: ignore[misc]
             hidden_states = hidden_states + self._positions(hidden_states.shape[1], hidden_states.shape[2])
         for layer in self.layers:
             hidden_states = layer(hidden_states)
-        return self.neck(hidden_states)  # type: ignore[no-any-return]
+        result: Tensor = self.neck(hidden_states)
+        return result
 
     def _positions(self, height: int, width: int) -> Tensor:
         """The absolute positions, (1, height, width, channels)."""
         if self.pos_embed.shape[1:3] == (height, width):
-            return self.pos_embed  # type: ignore[no-any-return]
+            result: Tensor = self.pos_embed
+            return result
         positions = self.pos_embed.permute(0, 3, 1, 2)
         resized = F.interpolate(positions, size=(height, width), mode="bicubic", align_corners=False, antialias=True)
         return resized.permute(0, 2, 3, 1)

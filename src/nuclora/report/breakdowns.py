@@ -28,9 +28,7 @@ def by_group(groups: Mapping[str, Mapping[str, float]], before: Mapping[str, Map
     places = np.arange(len(order))
     figure = new_figure(1.3 + 0.21 * len(order))
     axes = figure.subplots()
-    axes.barh(
-        places, [groups[name]["aji"] for name in order], height=0.66, color=ORANGE, alpha=0.8, label="AJI"
-    )
+    axes.barh(places, [groups[name]["aji"] for name in order], height=0.66, color=ORANGE, alpha=0.8, label="AJI")
     for metric, marker in (("dice", "o"), ("pq", "D")):
         axes.plot(
             [groups[name][metric] for name in order], places, marker, color=METRIC_COLOURS[metric],
@@ -38,9 +36,7 @@ def by_group(groups: Mapping[str, Mapping[str, float]], before: Mapping[str, Map
         )  # fmt: skip
     known = [(before[name]["aji"], place) for name, place in zip(order, places, strict=True) if name in before]
     if known:
-        axes.plot(
-            *np.array(known).T, "|", color=INK, markersize=9, markeredgewidth=1.6, label="AJI, zero-shot"
-        )
+        axes.plot(*np.array(known).T, "|", color=INK, markersize=9, markeredgewidth=1.6, label="AJI, zero-shot")
     axes.set_yticks(places, [f"{name}  (n = {groups[name]['tiles']:.0f})" for name in order])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.7, len(order) - 0.3)
@@ -61,23 +57,20 @@ def aji_against_density(density: Floats, aji: Floats) -> Figure:
     """
     figure = new_figure(3.3)
     axes = figure.subplots()
-    axes.plot(density, aji, "o", color=SKY_BLUE, alpha=0.45, markersize=3.5, markeredgewidth=0)
+    axes.plot(density, aji, "o", color=SKY_BLUE, alpha=0.45, markersize=3.5, markeredgewidth=0, label="tile")
     count = int(np.clip(len(density) // 15, 1, 8))
     bins = np.array_split(np.argsort(density, kind="stable"), count)
     means = np.array([aji[part].mean() for part in bins])
     errors = np.array([1.96 * aji[part].std(ddof=1) / math.sqrt(len(part)) if len(part) > 1 else 0 for part in bins])
     axes.errorbar(
         [density[part].mean() for part in bins], means, yerr=errors, color=BLUE, marker="s", markersize=5,
-        capsize=2.5, elinewidth=1.1, zorder=3,
+        capsize=2.5, elinewidth=1.1, zorder=3, label="mean of equally many tiles, 95 % interval",
     )  # fmt: skip
-    axes.set_ylim(0, 1)
+    axes.set_ylim(0, 1.01)
     axes.set_xlim(left=0)
     axes.set_xlabel("nuclei per 512 × 512 pixels")
     axes.set_ylabel("AJI of the tile")
-    axes.annotate(
-        "mean of equally many tiles, 95 % interval", (density[bins[-1]].mean(), means[-1]), xytext=(0, 16),
-        textcoords="offset points", ha="right", color=BLUE, fontsize=8,
-    )  # fmt: skip
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
     return figure
 
 
@@ -155,7 +148,8 @@ def error_shares(shares: Mapping[str, Mapping[str, float]]) -> Figure:
         axes.bar_label(bars, texts, label_type="center", fontsize=8, bbox=boxed)
     axes.set_xlim(0, 1)
     axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
-    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2, title="of the true nuclei")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=4, borderaxespad=0.2)
+    axes.set_xlabel("share of the true nuclei")
     false = [shares[name]["false"] for name in names]
     style = ERROR_STYLES["false"]
     bars = beside.barh(

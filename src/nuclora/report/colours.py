@@ -55,16 +55,15 @@ _MARKERS: Final = ("o", "s", "^", "D", "v", "P", "X", "<", ">", "h", "p")
 
 def line_style(index: int) -> LineStyle:
     """Style of the line of a number from 0; the first 385 differ in colour, dash or marker."""
-    return LineStyle(
-        _COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)], _MARKERS[index % len(_MARKERS)]
-    )
+    return LineStyle(_COLOURS[index % len(_COLOURS)], _DASHES[index % len(_DASHES)], _MARKERS[index % len(_MARKERS)])
 
 
 @dataclass(frozen=True)
 class ErrorStyle:
-    """How one kind of instance is drawn over the tissue: outline, fill and hatch."""
+    """How one kind of instance is drawn over the tissue: outline, its casing, fill and hatch."""
 
     colour: str
+    casing: str
     dashes: Dashes
     hatch: str
     fill: float
@@ -73,11 +72,11 @@ class ErrorStyle:
 
 
 ERROR_STYLES: Final = {
-    "matched": ErrorStyle(INK, "solid", "", 0.0, 0.8, "found (IoU > 0.5)"),
-    "missed": ErrorStyle(BLUE, (0, (2.2, 1.3)), "", 0.18, 1.6, "missed: true nucleus"),
-    "false": ErrorStyle(YELLOW, (0, (0.9, 0.9)), "....", 0.12, 1.6, "false: no nucleus there"),
-    "merged": ErrorStyle(VERMILION, "solid", "////", 0.12, 1.6, "merged: one for several"),
-    "split": ErrorStyle(BLUISH_GREEN, (0, (5, 1.2, 1, 1.2)), "xxxx", 0.12, 1.6, "split: several for one"),
+    "matched": ErrorStyle("#ffffff", INK, "solid", "", 0.0, 0.8, "found (IoU > 0.5)"),
+    "missed": ErrorStyle(BLUE, "#ffffff", (0, (2.2, 1.3)), "", 0.25, 1.6, "missed: true nucleus not found"),
+    "false": ErrorStyle(YELLOW, INK, (0, (0.9, 0.9)), "....", 0.12, 1.6, "false: no nucleus there"),
+    "merged": ErrorStyle(VERMILION, "#ffffff", "solid", "////", 0.12, 1.6, "merged: one for several"),
+    "split": ErrorStyle(BLUISH_GREEN, "#ffffff", (0, (5, 1.2, 1, 1.2)), "xxxx", 0.12, 1.6, "split: several for one"),
 }
 
 
@@ -103,8 +102,9 @@ def neighbour_pairs(labels: NDArray[np.integer], distance: int = 3) -> NDArray[n
         Pairs of ids (N, 2), the smaller id first, in ascending order.
     """
     pairs = [np.empty((0, 2), dtype=np.int64)]
-    for down in range(distance + 1):
-        for right in range(-distance, distance + 1):
+    furthest = min(distance, labels.shape[1] - 1)
+    for down in range(min(distance, labels.shape[0] - 1) + 1):
+        for right in range(-furthest, furthest + 1):
             if (down, right) <= (0, 0) or down**2 + right**2 > distance**2:
                 continue
             upper = labels[: labels.shape[0] - down, max(0, -right) : labels.shape[1] - max(0, right)]

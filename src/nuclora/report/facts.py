@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from nuclora.data.folds import inner_split
 from nuclora.report.published import METRICS, NUINSSEG_TILES
 from nuclora.report.summary import is_partial, main_protocol
 from nuclora.run import FINE_TUNED, ZERO_SHOT, Run
@@ -33,7 +34,7 @@ def subtitle(run: Run, summary: Mapping[str, Any]) -> str:
         f"{summary['tiles']} tiles of {groups} organs" if groups > 1 else f"{summary['tiles']} tiles",
         f"{len(summary['folds'])} folds",
         f"seed {recipe.seed}",
-        f"{recipe.train.epochs} epochs",
+        f"{recipe.train.epochs} epochs" if recipe.train.epochs > 1 else "1 epoch",
         f"last session {run.info['sessions'][-1]['started'][:10]}" if run.info["sessions"] else "",
     ]
     return " · ".join(part for part in parts if part)
@@ -42,23 +43,28 @@ def subtitle(run: Run, summary: Mapping[str, Any]) -> str:
 def cards(summary: Mapping[str, Any], parameters: ParameterTable | None) -> list[dict[str, str]]:
     """The few numbers on top: final measures under the main protocol, and what was trained."""
     main = main_protocol(summary)
+    if main is None:
+        return _parameter_card(parameters)
     entries = {entry["stage"]: entry for entry in summary["results"] if entry["protocol"] == main}
-    found = []
-    for metric, name in METRICS.items() if main else ():
+    found: list[dict[str, str]] = []
+    for metric, name in METRICS.items():
         after, before = entries[FINE_TUNED], entries.get(ZERO_SHOT)
         low, high = after["interval"][metric]
         detail = f"95 % interval {low:.3f} to {high:.3f}"
         if before:
             detail += f"; zero-shot {before['mean'][metric]:.3f}"
         found.append({"name": f"{name}, {main}", "value": f"{after['mean'][metric]:.3f}", "detail": detail})
-    if main:
-        errors = entries[FINE_TUNED]["errors"]
-        tiles = f"true nuclei in {entries[FINE_TUNED]['tiles']} test tiles"
-        found.append({"name": "Scored", "value": f"{errors['nuclei']:,}", "detail": tiles})
-    if parameters:
-        detail = f"{parameters.trainable:,} of {parameters.total:,} parameters"
-        found.append({"name": "Trained", "value": f"{100 * parameters.share:.2f} %", "detail": detail})
-    return found
+    nuclei, tiles = entries[FINE_TUNED]["errors"]["nuclei"], entries[FINE_TUNED]["tiles"]
+    detail = f"true nuclei in {tiles} test tiles, outside vague areas"
+    found.append({"name": "Scored", "value": f"{nuclei:,}", "detail": detail})
+    return found + _parameter_card(parameters)
+
+
+def _parameter_card(parameters: ParameterTable | None) -> list[dict[str, str]]:
+    if parameters is None:
+        return []
+    detail = f"{parameters.trainable:,} of {parameters.total:,} parameters"
+    return [{"name": "Trained", "value": f"{100 * parameters.share:.2f} %", "detail": detail}]
 
 
 def partial_notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
@@ -66,24 +72,31 @@ def partial_notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
     notes = []
     trained = [fold for fold in summary["folds"] if run.adapter_folder(fold).exists()]
     if len(trained) < len(summary["folds"]):
-        done = f"folds {', '.join(map(str, trained))} are" if len(trained) > 1 else f"fold {trained[0]} is"
+        done = ", ".join(map(str, trained)) or "none"
         notes.append(
-            f"This run is not finished: {done if trained else 'no fold is'} trained of {len(summary['folds'])}. "
+            f"This run is not finished. Folds trained so far: {done}, of {len(summary['folds'])}. "
             "The same command goes on with it."
         )
     if not any(entry["stage"] == FINE_TUNED for entry in summary["results"]):
         notes.append("No fine-tuned adapter is evaluated yet.")
-    for entry in filter(is_partial, summary["results"]):
-        folds = ", ".join(f"{fold['tiles']} of {fold['of_tiles']} in fold {fold['fold']}" for fold in entry["folds"])
-        cause = ""
+    for protocol in dict.fromkeys(entry["protocol"] for entry in summary["results"]):
+        coverage: dict[str, list[str]] = {}
+        for entry in summary["results"]:
+            if entry["protocol"] == protocol and is_partial(entry):
+                coverage.setdefault(_coverage(entry, len(summary["folds"])), []).append(entry["stage"])
         limit = run.recipe.evaluate.automatic_tiles
-        if entry["protocol"] == "automatic" and limit is not None:
-            cause = f" The recipe asks for at most {limit} tiles a fold."
-        notes.append(
-            f"{entry['stage'].capitalize()}, {entry['protocol']}: {entry['tiles']} of {entry['of_tiles']} test tiles "
-            f"({folds}).{cause}"
-        )
+        cause = f"; the recipe asks for at most {limit} a fold" if protocol == "automatic" and limit else ""
+        notes += [f"{protocol}, {' and '.join(stages)}: {covered}{cause}." for covered, stages in coverage.items()]
     return notes
+
+
+def _coverage(entry: Mapping[str, Any], folds: int) -> str:
+    """How many test tiles an entry has, in all and by fold."""
+    text = f"{entry['tiles']} of {entry['of_tiles']} test tiles"
+    counts = {fold["fold"]: fold["tiles"] for fold in entry["folds"]}
+    if len(set(counts.values())) == 1 and len(counts) == folds:
+        return f"{text}, {entry['folds'][0]['tiles']} of each fold"
+    return f"{text}, " + ", ".join(f"{count} of fold {fold}" for fold, count in counts.items())
 
 
 def comparison(summary: Mapping[str, Any]) -> str:
@@ -94,10 +107,21 @@ def comparison(summary: Mapping[str, Any]) -> str:
         "each nucleus is, so such rows are upper bounds, and the study does not say where its prompts came from."
     )
     if summary["tiles"] != NUINSSEG_TILES:
-        text += f" This run has {summary['tiles']} other tiles: its numbers and the published ones do not compare."
+        text += f" This run has {summary['tiles']} tiles, not those: its numbers and the published ones do not compare."
     elif any(map(is_partial, summary["results"])):
         text += " Rows of this run on a part of the tiles compare only roughly."
     return text
+
+
+def organs(summary: Mapping[str, Any]) -> Rows:
+    """Scores of each organ under the main protocol, best AJI first; nothing where nothing is fine-tuned."""
+    main = main_protocol(summary)
+    entries = {entry["stage"]: entry["groups"] for entry in summary["results"] if entry["protocol"] == main}
+    if main is None:
+        return []
+    before = entries.get(ZERO_SHOT, {})
+    rows = [{"name": name, "before": before.get(name), **scores} for name, scores in entries[FINE_TUNED].items()]
+    return sorted(rows, key=lambda row: -row["aji"])
 
 
 def validation_note(run: Run) -> str:
@@ -120,6 +144,7 @@ def training(run: Run) -> Rows:
     """How far each fold's training got: one row a fold that has begun."""
     rows = []
     table = run.folds
+    on_test = run.recipe.train.validate_on == "test"
     for fold in table.folds:
         records = run.training_records(fold)
         steps = [record for record in records if record["kind"] == "step"]
@@ -130,7 +155,7 @@ def training(run: Run) -> Rows:
         rows.append(
             {
                 "fold": fold,
-                "train": len(table.train(fold)),
+                "train": len(table.train(fold) if on_test else inner_split(table, fold, seed=run.recipe.seed)[0]),
                 "test": len(table.test(fold)),
                 "steps": steps[-1]["step"],
                 "epoch": steps[-1]["epoch"],
@@ -147,12 +172,12 @@ def training(run: Run) -> Rows:
 
 def parameters(run: Run) -> ParameterTable | None:
     """Parameters of the adapted base by part; none of a custom base whose folder is gone."""
-    from nuclora.models.parameters import recipe_parameters
+    from nuclora.models.parameters import count_recipe
 
     folder = Path(run.info["base_path"])
     if run.recipe.base == "custom" and not folder.exists():
         return None
-    return recipe_parameters(run.recipe, folder)
+    return count_recipe(run.recipe, folder)
 
 
 def sessions_note(run: Run) -> str:

@@ -23,7 +23,8 @@ def final_by_fold(results: Sequence[Mapping[str, Any]]) -> Figure:
     """Bars of the final Dice, AJI and PQ of each fold with their mean: a row a protocol.
 
     Args:
-        results: Entries of `summarise_run`, one a protocol; each with `protocol`, `folds` and `mean`.
+        results: Entries of `summarise_run`, one a protocol; each with `protocol`, `folds`, `mean`,
+            `tiles` and `of_tiles`.
     """
     figure = new_figure(0.5 + 1.9 * len(results))
     grid = figure.subplots(len(results), len(METRICS), sharey=True, squeeze=False)
@@ -32,20 +33,29 @@ def final_by_fold(results: Sequence[Mapping[str, Any]]) -> Figure:
         for axes, (metric, title) in zip(axes_row, METRICS.items(), strict=True):
             values = [fold[metric] for fold in result["folds"]]
             mean = result["mean"][metric]
-            bars = axes.bar(range(len(folds)), values, width=0.68, color=METRIC_COLOURS[metric], alpha=0.85)
-            axes.bar_label(bars, [f"{value:.3f}".lstrip("0") for value in values], padding=2, fontsize=8)
+            size = min(8, 155 / len(folds))
+            axes.bar(range(len(folds)), values, width=0.68, color=METRIC_COLOURS[metric], alpha=0.85)
+            for place, value in enumerate(values):
+                high = value > 0.2
+                axes.text(
+                    place, 0.03 if high else max(value, mean) + 0.03, f"{value:.3f}".lstrip("0"), ha="center",
+                    fontsize=size, fontweight="bold", rotation=0 if len(folds) <= 7 else 90,
+                    color="white" if high and metric != "aji" else INK,
+                )  # fmt: skip
             axes.axhline(mean, color=INK, linewidth=1.1, linestyle=(0, (5, 2)))
             axes.annotate(
                 f"mean\n{mean:.3f}", (1.01, mean), xycoords=("axes fraction", "data"), va="center", fontsize=8
             )
-            axes.set_xticks(range(len(folds)), [str(fold) for fold in folds])
+            axes.set_xticks(range(len(folds)), [str(fold) for fold in folds], fontsize=size)
             axes.tick_params(axis="x", length=0)
             axes.set_ylim(0, 1)
+            axes.set_xlim(-0.6, max(len(folds), 3) - 0.4)
             if row == 0:
                 axes.set_title(title)
             if row == len(results) - 1:
                 axes.set_xlabel("fold")
-        axes_row[0].set_ylabel(result["protocol"])
+        part = f"\n{result['tiles']} of {result['of_tiles']} tiles" if result["tiles"] < result["of_tiles"] else ""
+        axes_row[0].set_ylabel(result["protocol"] + part)
     return figure
 
 
@@ -81,24 +91,23 @@ def training_loss(losses: Points) -> Figure:
     """
     figure = new_figure(3.4)
     axes = figure.subplots()
-    ends, top = {}, 0.0
+    # The first steps of a decoder that meets nuclei for the first time are hundreds of times worse than the last.
+    axes.set_yscale("log")
+    ends = {}
     for index, (fold, points) in enumerate(sorted(losses.items())):
         style = line_style(index)
         steps, values = np.asarray(points, dtype=float).T
-        window = max(1, len(values) // 25)
-        smooth = running_mean(values, window)
+        smooth = running_mean(values, max(1, len(values) // 25))
         axes.plot(steps, values, color=style.colour, alpha=0.18, linewidth=0.7)
         axes.plot(
             steps, smooth, color=style.colour, linestyle=style.dashes, marker=style.marker,
             markevery=(index * max(1, len(values) // 60), max(1, len(values) // 10)),
         )  # fmt: skip
         ends[f"fold {fold}"] = (steps[-1], smooth[-1], style.colour)
-        # The first steps of a fresh decoder would press everything else to the floor.
-        top = max(top, float(np.quantile(values, 0.995)), float(smooth[min(window, len(smooth) - 1) :].max()))
-    axes.set_ylim(0, 1.05 * top)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.margins(x=0.02)
     axes.set_xlabel("training step")
-    axes.set_ylabel("training loss")
+    axes.set_ylabel("training loss (logarithmic)")
     _label_ends(axes, ends)
     return figure
 
@@ -114,17 +123,20 @@ def running_mean(values: Floats, window: int) -> Floats:
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     """Write the name of each line at its end, moved apart where the ends lie close."""
-    low, high = axes.get_ylim()
-    size = axes.get_window_extent().height / axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    gap = (high - low) * 0.16 / max(size, 1.0)
-    order = sorted(ends, key=lambda name: ends[name][1])
-    places = spread([ends[name][1] for name in order], gap)
-    right = max(end[0] for end in ends.values())
-    for name, place in zip(order, places, strict=True):
-        axes.annotate(
-            name, (right, place), xytext=(7, 0), textcoords="offset points", va="center", fontsize=8,
-            color=ends[name][2], annotation_clip=False,
-        )  # fmt: skip
+    to_pixels, to_data = axes.transData, axes.transData.inverted()
+    pixels = {name: tuple(to_pixels.transform((x, y))) for name, (x, y, _) in ends.items()}
+    gap = 0.155 * axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    for column in {x for x, _ in pixels.values()}:
+        order = sorted((name for name in ends if pixels[name][0] == column), key=lambda name: pixels[name][1])
+        if len(order) > 12:
+            # There is no room for all: the lowest and the highest are left.
+            order = [order[0], order[-1]]
+        for name, height in zip(order, spread([pixels[name][1] for name in order], gap), strict=True):
+            x, y = to_data.transform((column, height))
+            axes.annotate(
+                name, (x, y), xytext=(7, 0), textcoords="offset points", va="center",
+                fontsize=8, color=ends[name][2], annotation_clip=False,
+            )  # fmt: skip
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -153,21 +165,21 @@ def before_and_after(pairs: Mapping[str, tuple[Floats, Floats]]) -> Figure:
         pairs: For each protocol, the AJI of the same tiles zero-shot and fine-tuned.
     """
     # As many panels as there are protocols at most, so that one alone is not blown up.
-    figure = new_figure(3.35)
+    figure = new_figure(3.0)
     for axes, (protocol, (before, after)) in zip(figure.subplots(1, 3), pairs.items(), strict=False):
         axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.9, linestyle=(0, (5, 2)))
         axes.plot(before, after, "o", color=SKY_BLUE, alpha=0.5, markersize=3.5, markeredgewidth=0)
         axes.plot(before.mean(), after.mean(), "D", color=VERMILION, markersize=7, markeredgecolor="white")
+        low = after.mean() < 0.35
         axes.annotate(
-            f"mean\n{before.mean():.3f} → {after.mean():.3f}", (before.mean(), after.mean()), xytext=(9, -9),
-            textcoords="offset points", va="top", fontsize=8, color="#8a3c00",
+            f"mean\n{before.mean():.3f} → {after.mean():.3f}", (before.mean(), after.mean()),
+            xytext=(9, 9 if low else -9), textcoords="offset points", va="bottom" if low else "top",
+            fontsize=8, color="#8a3c00",
             bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
         )  # fmt: skip
         better = int((after > before).sum())
         axes.set_title(f"{protocol}\n", fontsize=9.5)
-        axes.annotate(
-            f"better on {better} of {len(after)} tiles", (0, 1.02), xycoords="axes fraction", fontsize=8
-        )
+        axes.annotate(f"better on {better} of {len(after)} tiles", (0, 1.02), xycoords="axes fraction", fontsize=8)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="AJI zero-shot", ylabel="AJI fine-tuned")
         axes.grid(True, axis="x")
     for axes in figure.axes[len(pairs) :]:
@@ -199,7 +211,8 @@ def beside_published(ours: Sequence[PublishedResult], published: Sequence[Publis
             )  # fmt: skip
             axes.annotate(f"{value:.3f}", (value, place), xytext=(8, 0), textcoords="offset points", va="center")
         axes.set_title(title)
-        axes.set_xlim(0, 1.05)
+        axes.set_xlim(0, 1.2)
+        axes.set_xticks((0, 0.25, 0.5, 0.75, 1), ("0", ".25", ".5", ".75", "1"))
         axes.grid(False, axis="y")
         axes.grid(True, axis="x")
         axes.tick_params(axis="y", length=0)

@@ -43,7 +43,7 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
     if data is None:
         data, note = _find_tiles(run)
         notes += note
-    if data is not None:
+    else:
         run.folds.check_against(data)
     figures = [
         {"number": number, "plate": plate, "uri": save_plate(plate, folder / "figures")}
@@ -69,6 +69,7 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
         study_folds=STUDY_FOLDS,
         validation_note=facts.validation_note(run),
         training=facts.training(run),
+        organs=facts.organs(summary),
         parameters=parameters,
         part_names=facts.PART_NAMES,
         recipe_yaml=run.recipe.to_yaml(),
@@ -85,10 +86,12 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
 
 
 def _find_tiles(run: Run) -> tuple[TileSet | None, list[str]]:
-    """The tiles where the run read them, or a note that they are gone."""
+    """The tiles where the run read them, or a note that they are gone or others."""
     place = run.info["data"]
     try:
-        return open_tiles(place["root"], place["format"]), []
+        tiles = open_tiles(place["root"], place["format"])
+        run.folds.check_against(tiles)
+        return tiles, []
     except NucloraError as error:
         return None, [
             f"The labelled tiles could not be opened ({error}), so the figures that show tiles or measure nuclei are "

@@ -12,6 +12,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.path import Path
+from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
 from scipy.ndimage import find_objects
 from skimage.measure import find_contours
@@ -19,9 +20,12 @@ from skimage.measure import find_contours
 from nuclora.data.tiles import Sample
 from nuclora.metrics.errors import ErrorTypes
 from nuclora.report.colours import ERROR_STYLES, INK, neighbour_colours, palette
+from nuclora.report.published import METRICS
 from nuclora.report.style import WIDTH, new_figure, styled
 
 Labels = NDArray[np.int32]
+
+_IGNORED = "#52606d"
 
 
 @dataclass(frozen=True)
@@ -86,11 +90,12 @@ def draw_errors(axes: Axes, truth: Labels, prediction: Labels, errors: ErrorType
     """
     predicted, true = outlines(prediction), outlines(truth)
     wrong = {*errors.false, *errors.merging, *errors.pieces}
+    # Missed ones first: where an outline is only too poor, the false prediction lies over it.
+    _draw(axes, "missed", (true[label] for label in errors.missed))
     _draw(axes, "matched", (shape for label, shape in predicted.items() if label not in wrong))
     _draw(axes, "false", (predicted[label] for label in errors.false))
     _draw(axes, "merged", (predicted[label] for label in errors.merging))
     _draw(axes, "split", (predicted[label] for label in errors.pieces))
-    _draw(axes, "missed", (true[label] for label in errors.missed))
 
 
 def _draw(axes: Axes, kind: str, shapes: Iterable[Path]) -> None:
@@ -98,9 +103,9 @@ def _draw(axes: Axes, kind: str, shapes: Iterable[Path]) -> None:
     paths = list(shapes)
     if not paths:
         return
-    if kind != "matched":
-        # A light casing keeps the dashes visible on dark nuclei.
-        axes.add_collection(PathCollection(paths, facecolors="none", edgecolors="white", linewidths=style.width + 1.2))
+    # The casing keeps the outline visible whatever the tissue's colour.
+    casing = PathCollection(paths, facecolors="none", edgecolors=style.casing, linewidths=style.width + 1.2)
+    axes.add_collection(casing)
     axes.add_collection(
         PathCollection(
             paths, facecolors=[to_rgba(style.colour, style.fill)], edgecolors=[style.colour],
@@ -113,7 +118,7 @@ def _draw_ignored(axes: Axes, ignore: NDArray[np.bool_]) -> None:
     shapes = outlines(ignore.astype(np.int32))
     axes.add_collection(
         PathCollection(
-            list(shapes.values()), facecolors=[(1, 1, 1, 0.35)], edgecolors=["#52606d"], linewidths=0.8, hatch="||"
+            list(shapes.values()), facecolors=[(1, 1, 1, 0.35)], edgecolors=[_IGNORED], linewidths=0.8, hatch="||"
         )
     )
 
@@ -134,10 +139,9 @@ def sample_with_labels(tile: str, sample: Sample) -> Figure:
         tile: Name of the tile.
         sample: Its pixels.
     """
-    height, width = sample.labels.shape
-    figure = new_figure(0.35 + WIDTH / 2 * height / width)
-    left, right = figure.subplots(1, 2)
-    for axes, title in ((left, tile), (right, f"{np.unique(sample.labels[sample.labels > 0]).size} labelled nuclei")):
+    figure, ((left, right),) = _picture_grid([sample], 2, below=0)
+    count = np.unique(sample.labels[sample.labels > 0]).size
+    for axes, title in ((left, tile), (right, f"{count} labelled nuclei")):
         _show(axes, sample.image)
         axes.set_title(title)
     draw_labels(right, sample.labels)
@@ -151,10 +155,7 @@ def examples(rows: Sequence[Example]) -> Figure:
     Args:
         rows: The tiles, at least one.
     """
-    shapes = [row.sample.labels.shape for row in rows]
-    heights = [WIDTH / 3 * height / width for height, width in shapes]
-    figure = new_figure(0.75 + sum(heights) + 0.25 * len(rows))
-    grid = figure.subplots(len(rows), 3, squeeze=False, height_ratios=heights)
+    figure, grid = _picture_grid([row.sample for row in rows], 3, below=0.6)
     for axes_row, row in zip(grid, rows, strict=True):
         for axes in axes_row:
             _show(axes, row.sample.image)
@@ -163,22 +164,42 @@ def examples(rows: Sequence[Example]) -> Figure:
         if row.sample.ignore.any():
             for axes in axes_row[1:]:
                 _draw_ignored(axes, row.sample.ignore)
-        scores = "  ".join(f"{name} {row.scores[key]:.3f}" for key, name in _SCORES.items())
-        for axes, title in zip(axes_row, (f"{row.rank}: {row.tile}", "truth", scores), strict=True):
+        scores = "  ".join(f"{name} {row.scores[key]:.3f}" for key, name in METRICS.items())
+        count = np.unique(row.sample.labels[row.sample.labels > 0]).size
+        titles = (f"{row.rank}: {row.tile.rpartition('/')[2]}", f"truth: {count} nuclei", scores)
+        for axes, title in zip(axes_row, titles, strict=True):
             axes.set_title(title, fontsize=8.5, fontweight="bold" if axes is axes_row[0] else "normal")
     handles = [
         Patch(
             facecolor=to_rgba(style.colour, style.fill), edgecolor=style.colour, linestyle=style.dashes,
             linewidth=style.width, hatch=style.hatch, label=style.label,
+            path_effects=[withStroke(linewidth=style.width + 1.2, foreground=style.casing)],
         )
         for style in ERROR_STYLES.values()
     ]  # fmt: skip
     if any(row.sample.ignore.any() for row in rows):
-        handles.append(Patch(facecolor="white", edgecolor="#52606d", hatch="||", label="not scored (vague)"))
-    figure.legend(
-        handles=handles, loc="outside lower center", ncols=3, handlelength=3, handleheight=1.5, labelcolor=INK
-    )
+        handles.append(Patch(facecolor="white", edgecolor=_IGNORED, hatch="||", label="not scored (vague)"))
+    figure.legend(handles=handles, loc="lower center", ncols=3, handlelength=3, handleheight=1.5, labelcolor=INK)
     return figure
 
 
-_SCORES = {"dice": "Dice", "aji": "AJI", "pq": "PQ"}
+def _picture_grid(samples: Sequence[Sample], columns: int, below: float) -> tuple[Figure, list[list[Axes]]]:
+    """A figure with a row of equal axes for each sample, as high as its tiles are, and `below` inches under them.
+
+    Placed by hand: the layout engine would draw all pictures once more only to find their places.
+    """
+    gap, title = 0.08, 0.24
+    width = (WIDTH - gap * (columns - 1)) / columns
+    heights = [width * sample.labels.shape[0] / sample.labels.shape[1] for sample in samples]
+    total = sum(heights) + len(samples) * (title + gap) + below
+    figure = new_figure(total)
+    figure.set_layout_engine(None)
+    grid, top = [], total
+    for height in heights:
+        top -= title + height
+        places = [
+            (column * (width + gap) / WIDTH, top / total, width / WIDTH, height / total) for column in range(columns)
+        ]
+        grid.append([figure.add_axes(place) for place in places])
+        top -= gap
+    return figure, grid

@@ -22,6 +22,9 @@ from nuclora.report.style import render
 from nuclora.report.summary import ERROR_KINDS, Entry, is_partial, main_protocol
 from nuclora.run import FINE_TUNED, ZERO_SHOT, Run
 
+_MOST_EXAMPLES = 8
+"""Folds of which example tiles are shown."""
+
 
 @dataclass(frozen=True)
 class Plate:
@@ -49,7 +52,7 @@ def save_plate(plate: Plate, folder: Path) -> str:
     figure = plate.draw()
     png = render(figure, "png")
     # The layout is settled by now: the second writing need not find it again.
-    figure.set_layout_engine("none")
+    figure.set_layout_engine(None)
     svg = render(figure, "svg")
     write_atomic(folder / f"{plate.name}.png", png)
     write_atomic(folder / f"{plate.name}.svg", svg)
@@ -69,21 +72,29 @@ def plates(run: Run, summary: Mapping[str, Any], tiles: TileSet | None) -> Itera
         tiles: Its labelled tiles; without them the figures that show or measure tiles are left out.
     """
     tuned = [entry for entry in summary["results"] if entry["stage"] == FINE_TUNED]
-    main = main_protocol(summary)
     yield from _result_plates(run, summary, tuned)
     yield from _training_plates(run)
-    if main is None:
+    main = next((entry for entry in tuned if entry["protocol"] == main_protocol(summary)), None)
+    if main is not None:
+        yield from _tile_plates(run, summary, main, tiles)
+    if summary["results"]:
+        yield _error_plate(summary["results"])
+
+
+def _tile_plates(run: Run, summary: Mapping[str, Any], main: Entry, tiles: TileSet | None) -> Iterator[Plate]:
+    """Example tiles, and what the main protocol's scores depend on."""
+    protocol = main["protocol"]
+    if tiles is None:
+        yield _group_plate(main, summary)
         return
-    main_entry = next(entry for entry in tuned if entry["protocol"] == main)
-    if tiles is not None:
-        analysis = analyse_nuclei(run, tiles, main, run.rows(FINE_TUNED, main))
-        yield _sample_plate(tiles, analysis.typical_tile)
-        for protocol in dict.fromkeys((main, *(e["protocol"] for e in tuned if e["protocol"] == "automatic"))):
-            yield from _example_plates(run, tiles, protocol)
-    yield _group_plate(main_entry, summary)
-    if tiles is not None:
-        yield from _nucleus_plates(analysis, main)
-    yield _error_plate(summary["results"])
+    analysis = analyse_nuclei(run, tiles, protocol, run.rows(FINE_TUNED, protocol))
+    yield _sample_plate(tiles, analysis.typical_tile)
+    yield from _example_plates(run, tiles, protocol)
+    # What the model finds by itself is shown even where it ran on a part of the tiles only.
+    if protocol != "automatic" and run.rows(FINE_TUNED, "automatic"):
+        yield from _example_plates(run, tiles, "automatic")
+    yield _group_plate(main, summary)
+    yield from _nucleus_plates(analysis, protocol)
 
 
 def _result_plates(run: Run, summary: Mapping[str, Any], tuned: Sequence[Entry]) -> Iterator[Plate]:
@@ -113,13 +124,14 @@ def _result_plates(run: Run, summary: Mapping[str, Any], tuned: Sequence[Entry])
             "Each point is a test tile; over the dashed diagonal fine-tuning helped. The diamond is the mean.",
             lambda: figures.before_and_after(pairs),
         )
-    whole = [entry for entry in tuned if not is_partial(entry) and summary["tiles"] == NUINSSEG_TILES]
-    if whole:
+    if tuned and summary["tiles"] == NUINSSEG_TILES:
         ours = [
             PublishedResult(
-                f"This run: {entry['base']}", entry["protocol"], *(entry["mean"][metric] for metric in METRICS)
+                f"This run: {entry['base']}" + (f", {entry['tiles']} tiles" if is_partial(entry) else ""),
+                entry["protocol"],
+                *(entry["mean"][metric] for metric in METRICS),
             )
-            for entry in whole
+            for entry in tuned
         ]
         yield Plate(
             "published",
@@ -164,8 +176,7 @@ def _training_plates(run: Run) -> Iterator[Plate]:
             "training",
             "training-loss",
             "Training loss",
-            "Light: each step; strong: running mean over a twenty-fifth of the steps; a line a fold. The highest "
-            "first steps may lie outside.",
+            "Light: each step; strong: running mean over a twenty-fifth of the steps; a line a fold.",
             lambda: figures.training_loss(known),
         )
 
@@ -185,7 +196,9 @@ def _example_plates(run: Run, tiles: TileSet, protocol: str) -> Iterator[Plate]:
     of_fold: dict[int, list[dict[str, Any]]] = {}
     for row in run.rows(FINE_TUNED, protocol):
         of_fold.setdefault(row["fold"], []).append(row)
-    for fold, rows in sorted(of_fold.items()):
+    # Of very many folds, as in leave-organ-out, some spread over them will do.
+    shown = {sorted(of_fold)[int(place)] for place in np.linspace(0, len(of_fold) - 1, _MOST_EXAMPLES)}
+    for fold, rows in sorted((fold, rows) for fold, rows in of_fold.items() if fold in shown):
         yield Plate(
             "examples",
             f"fold-{fold}-{protocol}",

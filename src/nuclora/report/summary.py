@@ -43,9 +43,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
     """
     table = run.folds
     rows = {
-        (stage, protocol): run.rows(stage, protocol)
-        for protocol in run.recipe.evaluate.protocols
-        for stage in STAGES
+        (stage, protocol): run.rows(stage, protocol) for protocol in run.recipe.evaluate.protocols for stage in STAGES
     }
     results = [
         _entry(run, stage, protocol, evaluated, rows[ZERO_SHOT, protocol])
@@ -134,32 +132,36 @@ def print_table(console: Console, summary: Mapping[str, Any]) -> None:
         console: Where to.
         summary: What :func:`summarise_run` returned.
     """
+    from rich import box
     from rich.table import Table
 
-    table = Table(title="mean of the folds ± their standard deviation, and the 95 % interval of the mean")
-    table.add_column("stage", overflow="fold")
-    table.add_column("protocol", overflow="fold")
-    table.add_column("tiles", justify="right")
+    table = Table(
+        title="mean of the folds ± their standard deviation, and the 95 % interval of the mean",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
+    # A terminal of 80 columns has room for no more than this.
+    table.add_column("model, prompts", overflow="fold")
+    table.add_column("tiles", justify="right", no_wrap=True)
     for title in METRICS.values():
         table.add_column(title, justify="right", no_wrap=True)
     for entry in summary["results"]:
-        last = entry is summary["results"][-1]
         table.add_row(
-            entry["stage"],
-            protocol_label(entry["protocol"]),
+            f"{entry['stage']}, {protocol_label(entry['protocol'])}",
             f"{entry['tiles']}/{entry['of_tiles']}" if is_partial(entry) else str(entry["tiles"]),
             *(_cell(entry, metric) for metric in METRICS),
             style="bold" if entry["stage"] == FINE_TUNED else None,
-            end_section=last,
+            end_section=entry is summary["results"][-1],
         )
     for row in PUBLISHED:
         numbers = (f"{getattr(row, metric):.3f}" for metric in METRICS)
-        table.add_row(row.name, row.protocol, str(NUINSSEG_TILES), *numbers, style="dim")
+        table.add_row(f"{row.name} ({row.protocol})", str(NUINSSEG_TILES), *numbers, style="dim")
     console.print(table)
     if summary["tiles"] != NUINSSEG_TILES:
         console.print(
-            f"The published rows are for the {NUINSSEG_TILES} tiles of NuInsSeg; these {summary['tiles']} tiles are "
-            "others, so that the two do not compare.",
+            f"The published rows are for all {NUINSSEG_TILES} tiles of NuInsSeg, this run has {summary['tiles']}: "
+            "the two do not compare.",
             highlight=False,
         )
 
@@ -168,4 +170,5 @@ def _cell(entry: Mapping[str, Any], metric: str) -> str:
     deviation = entry["deviation"][metric]
     low, high = entry["interval"][metric]
     spread = f" ± {deviation:.3f}" if deviation is not None else ""
-    return f"{entry['mean'][metric]:.3f}{spread}\n[{low:.3f}, {high:.3f}]"
+    interval = f"[{low:.3f}, {high:.3f}]".replace("0.", ".")
+    return f"{entry['mean'][metric]:.3f}{spread}\n{interval}"

@@ -15,7 +15,6 @@ from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.evaluate import evaluate_tiles
 from nuclora.inference.predictor import Predictor, load_model
-from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import LoadedBase, load_base
 from nuclora.recipe import Recipe, load_recipe
 from nuclora.run import Evaluation, Run
@@ -104,11 +103,11 @@ class _Work:
 
     def evaluate_zero_shot(self, base: LoadedBase, folds: Sequence[int], interrupt: Interrupt) -> None:
         """Evaluate the base with its own normalisation on the test tiles of the folds."""
-        size, _ = input_frame(self.run.recipe, base.name)
+        size, _ = input_frame(self.run.recipe, base)
         predictor = Predictor(
             base.model,
             input_size=size,
-            normalise=BASES[base.name].normalise,
+            normalise=base.normalise,
             device=self.accelerator.device,
             precision=self.run.recipe.train.precision,
             multimask_points=True,

@@ -47,7 +47,7 @@ class MaskLoss(nn.Module):
             (index, sample, chosen)
             for index, sample in enumerate(samples)
             for kind in (sample.is_box, ~sample.is_box)
-            for chosen in kind.nonzero().flatten().split(self.chunk)
+            for chosen in torch.split(kind.nonzero().flatten(), self.chunk)
             if len(chosen)
         ]
         recompute = sum(len(chosen) for _, _, chosen in parts) > self.chunk

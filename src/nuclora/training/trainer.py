@@ -23,7 +23,6 @@ from nuclora.inference.predictor import Predictor
 from nuclora.inference.protocols import segment
 from nuclora.metrics import score
 from nuclora.models.adapter import AdapterCard, save_adapter
-from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import LoadedBase
 from nuclora.models.lora import adapt
 from nuclora.models.preprocess import Normalise
@@ -40,9 +39,8 @@ ALL_TILES = 0
 """The number of the fold that holds nothing back."""
 
 
-def input_frame(recipe: Recipe, base_name: str) -> tuple[int, Normalise]:
+def input_frame(recipe: Recipe, base: LoadedBase) -> tuple[int, Normalise]:
     """Side in pixels and normalisation of the network's input under a recipe on a base."""
-    base = BASES[base_name]
     normalise: Normalise = "unit" if recipe.input.normalise == "unit" else base.normalise
     return recipe.input.size or base.input_size, normalise
 
@@ -115,7 +113,7 @@ class FoldTrainer:
         self.monitor = monitor
         self.interrupt = interrupt
         self.recipe = run.recipe
-        self.size, self.normalise = input_frame(self.recipe, base.name)
+        self.size, self.normalise = input_frame(self.recipe, base)
         fit, validation = _split(run, fold)
         self.fit_tiles = tiles.subset(fit)
         self.validation_tiles = tiles.subset(_thin(validation, self.recipe.train.validation_tiles))
@@ -210,9 +208,9 @@ class FoldTrainer:
         accumulation = self.recipe.train.accumulation
         total = torch.zeros((), device=self.accelerator.device)
         for part in range(accumulation):
-            # Dropout draws from here, so that a resumed run repeats it.
-            torch.manual_seed(derive_seed(self.plan.seed, "step", epoch, step, part, self.accelerator.process_index))
             samples = next(batches)
+            # Dropout draws from here, so that a resumed run repeats it; after the loader, which draws too.
+            torch.manual_seed(derive_seed(self.plan.seed, "step", epoch, step, part, self.accelerator.process_index))
             synchronise = part + 1 == accumulation
             with contextlib.nullcontext() if synchronise else self.accelerator.no_sync(self.loss):
                 loss = self.loss(samples) / accumulation

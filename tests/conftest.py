@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real tiles, weights and reference outputs that the tests compare with."""
+    named = os.environ.get("NUCLORA_TEST_DATA")
+    folder = Path(named) if named else Path(__file__).parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}: set NUCLORA_TEST_DATA to the folder that has it")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_sam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SAM with random weights, as `transformers` saves it: load_base("custom", folder) reads it."""
+    import torch
+    from transformers import SamConfig, SamModel
+
+    config = SamConfig(
+        vision_config={
+            "hidden_size": 32,
+            "output_channels": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 2,
+            "image_size": 64,
+            "patch_size": 16,
+            "window_size": 2,
+            "global_attn_indexes": [1],
+            "num_pos_feats": 16,
+            "mlp_dim": 64,
+            "initializer_range": 0.02,
+        },
+        prompt_encoder_config={
+            "hidden_size": 32,
+            "image_size": 64,
+            "patch_size": 16,
+            "mask_input_channels": 4,
+        },
+        mask_decoder_config={
+            "hidden_size": 32,
+            "mlp_dim": 64,
+            "num_attention_heads": 2,
+            "iou_head_hidden_dim": 32,
+            "layer_norm_eps": 1e-5,
+        },
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = SamModel(config)
+        # transformers starts with masks of nearly zero, and positions of zero, which would hide faults.
+        for parameter in model.parameters():
+            if parameter.ndim > 1:
+                torch.nn.init.normal_(parameter, std=1.5 * parameter[0].numel() ** -0.5)
+    folder = tmp_path_factory.mktemp("tiny-sam")
+    model.save_pretrained(folder)
+    return folder

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from nuclora.errors import NucloraError
+from nuclora.inference.predictor import Predictor, load_model
+from nuclora.models.checkpoints import load_base
+from nuclora.models.lora import adapt
+from nuclora.models.preprocess import prepare
+from nuclora.recipe import AdapterSettings
+
+BOXES = np.array([[3, 4, 20, 30], [40, 10, 55, 22], [0, 0, 79, 47], [70, 40, 78, 46], [9, 9, 9, 9]], np.float32)
+
+
+def _image(height: int = 48, width: int = 80) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
+
+
+def _decoded(predictor: Predictor, **prompts: object) -> tuple[torch.Tensor, torch.Tensor]:
+    parts = list(predictor.decode(predictor.encode(_image()), **prompts))  # type: ignore[arg-type]
+    return torch.cat([logits for logits, _ in parts]), torch.cat([iou for _, iou in parts])
+
+
+@pytest.mark.parametrize("multimask", [False, True])
+def test_prompts_of_a_wide_image_reach_the_model_in_its_frame(tiny_sam_folder: Path, multimask: bool) -> None:
+    predictor = load_model("custom", weights=tiny_sam_folder, input_size=96)
+    logits, iou = _decoded(predictor, boxes=BOXES, multimask=multimask)
+
+    sam = load_base("custom", tiny_sam_folder).model
+    # 80 x 48 pixels become 96 x 96: x grows by 1.2, y by 2, around the pixels' centres.
+    mapped = (torch.from_numpy(BOXES) + 0.5) * torch.tensor([1.2, 2.0, 1.2, 2.0]) - 0.5
+    with torch.no_grad():
+        embeddings = sam.encode(prepare(_image(), 96, "imagenet")[None])
+        expected = sam.decode(embeddings, boxes=mapped, multimask=multimask)
+    torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-4)
+    torch.testing.assert_close(iou, expected.iou, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("prompts", [{"boxes": BOXES}, {"points": BOXES[:, :2], "multimask": True}])
+def test_chunks_change_nothing(tiny_sam_folder: Path, prompts: dict[str, object]) -> None:
+    base = load_base("custom", tiny_sam_folder)
+    whole, parts = (Predictor(base.model, input_size=64, normalise="unit", chunk=chunk) for chunk in (64, 2))
+    for one, other in zip(_decoded(whole, **prompts), _decoded(parts, **prompts), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-4)
+
+
+def test_at_most_a_chunk_is_decoded_at_once(make_fake: Callable[..., Predictor]) -> None:
+    predictor = make_fake(chunk=2)
+    predictor.masks(predictor.encode(_image()), boxes=BOXES)
+    assert [len(part) for part in predictor.model.prompts] == [2, 2, 1]  # type: ignore[union-attr, arg-type]
+
+
+def test_lower_precision_is_near(tiny_sam_folder: Path) -> None:
+    base = load_base("custom", tiny_sam_folder)
+    exact, rough = (
+        _decoded(Predictor(base.model, input_size=64, normalise="unit", precision=precision), boxes=BOXES)[0]
+        for precision in ("no", "bf16")
+    )
+    assert exact.dtype == rough.dtype == torch.float32
+    assert not torch.equal(exact, rough)
+    assert (exact - rough).abs().max() < 0.1 * exact.abs().max()
+
+
+def test_no_prompts_give_no_masks(tiny_sam_folder: Path) -> None:
+    predictor = load_model("custom", weights=tiny_sam_folder)
+    encoded = predictor.encode(_image())
+    assert predictor.masks(encoded, boxes=np.zeros((0, 4), np.float32)) == []
+    assert predictor.masks(encoded, points=np.zeros((0, 2), np.float32)) == []
+
+
+def test_boxes_and_points_at_once_are_refused(make_fake: Callable[..., Predictor]) -> None:
+    predictor = make_fake()
+    encoded = predictor.encode(_image())
+    with pytest.raises(ValueError, match="either boxes or points"):
+        next(predictor.decode(encoded, boxes=BOXES, points=BOXES[:, :2]))
+
+
+def test_a_base_answers_a_point_with_the_best_of_three(make_fake: Callable[..., Predictor]) -> None:
+    point = np.array([[32.0, 32.0]], np.float32)
+    image = _image(64, 64)
+
+    def area(predictor: Predictor, **limits: float) -> int:
+        (mask,) = predictor.masks(predictor.encode(image), points=point, **limits)
+        return int((mask.logits > 0).sum())
+
+    disc = int((np.hypot(*(np.indices((64, 64)) - 32)) < 6).sum())
+    assert area(make_fake(multimask_points=True)) == 64 * 64
+    assert area(make_fake(multimask_points=True), largest_share=0.05) == disc
+    # Nothing is small enough: then the best of all three.
+    fake = make_fake(multimask_points=True)
+    fake.model.decode = lambda *_, **__: _two_large_masks()  # type: ignore[method-assign]
+    assert area(fake, largest_share=0.05) == 64 * 64
+    assert area(make_fake(multimask_points=False)) == disc
+
+
+def _two_large_masks() -> object:
+    from nuclora.models.sam import MaskPrediction
+
+    logits = torch.ones(1, 2, 64, 64)
+    logits[0, 1, :10] = -1
+    return MaskPrediction(logits, torch.tensor([[0.9, 0.8]]))
+
+
+def test_the_model_inside_peft_is_prompted_and_put_in_evaluation_mode(tiny_sam_folder: Path) -> None:
+    model = load_base("custom", tiny_sam_folder).model
+    before = _decoded(Predictor(model, input_size=64, normalise="unit"), boxes=BOXES)[0]
+    adapted = adapt(model, AdapterSettings(rank=2, dropout=0.5), seed=1)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
+    adapted.train()
+    predictor = Predictor(adapted, input_size=64, normalise="unit")
+    first, second = (_decoded(predictor, boxes=BOXES)[0] for _ in range(2))
+    assert torch.equal(first, second)
+    assert not torch.equal(first, before)
+    # What validation leaves behind must still train.
+    adapted.train()
+    adapted.get_base_model().encode(prepare(_image(), 64, "unit")[None]).sum().backward()
+
+
+def test_an_unknown_model_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(NucloraError, match="nothing-here"):
+        load_model(tmp_path / "nothing-here")

@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from nuclora.cli.main import app
+from nuclora.data.folds import make_folds
+from nuclora.data.tiles import TileSet
+from nuclora.errors import NucloraError
+from nuclora.inference.evaluate import evaluate_tiles
+from nuclora.inference.predictor import load_model
+from nuclora.inference.protocols import DESCRIPTIONS
+from nuclora.inference.standalone import evaluate_source, find_source
+from nuclora.models.adapter import AdapterCard, save_adapter
+from nuclora.models.checkpoints import load_base
+from nuclora.models.lora import adapt
+from nuclora.recipe import EvaluateSettings, GridSettings, load_recipe
+from nuclora.run import Evaluation, Run
+
+SETTINGS = EvaluateSettings(grid=GridSettings(points_per_side=2))
+
+
+def _save_adapter(folder: Path, weights: Path, seed: int) -> None:
+    base = load_base("custom", weights)
+    recipe = load_recipe("smoke", ["base=custom", "input.size=64", "evaluate.grid.points_per_side=2"])
+    model = adapt(base.model, recipe.adapter, seed=seed)
+    card = AdapterCard(
+        base="custom", base_sha256=base.sha256, input_size=64, normalise="unit", recipe=recipe.model_dump(mode="json")
+    )
+    save_adapter(model, folder, card)
+
+
+@pytest.fixture
+def run(tmp_path: Path, labelled_tiles: TileSet, tiny_sam_folder: Path) -> Run:
+    """A run of two folds whose adapters are there."""
+    run = Run.start(
+        tmp_path / "run",
+        recipe=load_recipe("smoke"),
+        folds=make_folds(labelled_tiles, k=2),
+        base={"name": "custom", "sha256": "0", "path": "x"},
+        data={"root": "x", "format": "folder"},
+    )
+    for fold in (1, 2):
+        _save_adapter(run.adapter_folder(fold), tiny_sam_folder, fold)
+    return run
+
+
+def test_a_base_as_it_came(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path) -> None:
+    source = find_source("custom", labelled_tiles)
+    arguments = (source, labelled_tiles, tmp_path / "out")
+    summary = evaluate_source(
+        *arguments, protocols=["oracle-box", "automatic"], settings=SETTINGS, weights=tiny_sam_folder
+    )
+    assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
+    assert set(summary["protocols"]) == {"oracle-box", "automatic"}
+    assert summary["protocols"]["oracle-box"]["description"] == DESCRIPTIONS["oracle-box"]
+    assert summary["protocols"]["oracle-box"]["tiles"] == 6
+    rows = Evaluation(tmp_path / "out" / "oracle-box").rows
+    mean = sum(row["dice"] for row in rows) / 6
+    assert summary["protocols"]["oracle-box"]["mean"]["dice"] == pytest.approx(mean)
+
+    # Again: nothing changes. With other settings: refused.
+    again = evaluate_source(
+        *arguments, protocols=["oracle-box", "automatic"], settings=SETTINGS, weights=tiny_sam_folder
+    )
+    assert again == summary
+    other = SETTINGS.model_copy(update={"min_size": 3})
+    with pytest.raises(NucloraError, match="something else: other settings"):
+        evaluate_source(*arguments, protocols=["oracle-box"], settings=other, weights=tiny_sam_folder)
+
+
+def test_an_adapter_brings_its_recipe(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path) -> None:
+    _save_adapter(tmp_path / "adapter", tiny_sam_folder, seed=1)
+    source = find_source(str(tmp_path / "adapter"), labelled_tiles)
+    assert source.settings.grid.points_per_side == 2
+    summary = evaluate_source(
+        source,
+        labelled_tiles,
+        tmp_path / "out",
+        protocols=["oracle-point"],
+        settings=source.settings,
+        weights=tiny_sam_folder,
+    )
+    assert summary["protocols"]["oracle-point"]["tiles"] == 6
+
+
+def test_a_run_tests_each_adapter_on_its_own_fold(
+    run: Run, labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path
+) -> None:
+    source = find_source(str(run.folder), labelled_tiles)
+    evaluate_source(
+        source, labelled_tiles, tmp_path / "out", protocols=["oracle-box"], settings=SETTINGS, weights=tiny_sam_folder
+    )
+    rows = {row["tile"]: row for row in Evaluation(tmp_path / "out" / "oracle-box").rows}
+    assert {name: row["fold"] for name, row in rows.items()} == {row.tile: row.fold for row in run.folds.rows}
+    for fold in (1, 2):
+        predictor = load_model(run.adapter_folder(fold), weights=tiny_sam_folder)
+        alone = Evaluation(tmp_path / f"alone-{fold}")
+        fold_of = dict.fromkeys(labelled_tiles.names, fold)
+        mine = labelled_tiles.subset(run.folds.test(fold))
+        evaluate_tiles(predictor, mine, fold_of, ["oracle-box"], SETTINGS, {"oracle-box": alone})
+        assert {row["tile"]: row for row in alone.rows} == {name: rows[name] for name in mine.names}
+
+
+def test_a_run_is_no_model_for_other_tiles(run: Run, labelled_tiles: TileSet) -> None:
+    other = labelled_tiles.subset(labelled_tiles.names[:3])
+    with pytest.raises(NucloraError, match=r"not the tiles that the run was trained on.*fold-1"):
+        find_source(str(run.folder), other)
+
+
+def test_a_run_that_is_not_finished(run: Run, labelled_tiles: TileSet) -> None:
+    run.adapter_folder(2).rename(run.folder / "gone")
+    with pytest.raises(NucloraError, match="fold 2 is not trained yet"):
+        find_source(str(run.folder), labelled_tiles)
+
+
+def test_neither_this_nor_that(labelled_tiles: TileSet, tmp_path: Path) -> None:
+    with pytest.raises(NucloraError, match=r"neither an adapter .* nor a run .*mobile_sam"):
+        find_source(str(tmp_path), labelled_tiles)
+
+
+def test_results_are_not_put_among_other_files(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(NucloraError, match="neither empty nor an evaluation"):
+        evaluate_source(
+            find_source("custom", labelled_tiles),
+            labelled_tiles,
+            labelled_tiles.root,
+            protocols=["oracle-box"],
+            settings=SETTINGS,
+            weights=tiny_sam_folder,
+        )
+
+
+def test_the_command(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path) -> None:
+    shared = [str(labelled_tiles.root), "--weights", str(tiny_sam_folder), "--set", "evaluate.grid.points_per_side=2"]
+    told = CliRunner().invoke(app, ["evaluate", "custom", *shared, "-o", str(tmp_path / "a")], catch_exceptions=False)
+    assert told.exit_code == 0
+    assert "oracle-box" in told.stdout
+    assert "6 tiles" in told.stdout
+    assert "upper bound" in told.stdout
+    data = CliRunner().invoke(
+        app,
+        ["evaluate", "--base", "custom", *shared, "-o", str(tmp_path / "b"), "-p", "oracle-box", "--json"],
+        catch_exceptions=False,
+    )
+    summary = json.loads(data.stdout)
+    assert summary["settings"]["grid"]["points_per_side"] == 2
+    assert list(summary["protocols"]) == ["oracle-box"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["DATA"], "1 places given, 2 wanted"),
+        (["custom", "DATA", "-p", "magic"], "no such choice: magic; choose one of oracle-box"),
+        (["custom", "DATA", "--precision", "int8"], "no such choice: int8; choose one of no"),
+    ],
+)
+def test_wrong_use_of_the_command(labelled_tiles: TileSet, tmp_path: Path, arguments: list[str], told: str) -> None:
+    words = [str(labelled_tiles.root) if word == "DATA" else word for word in arguments]
+    with pytest.raises(NucloraError, match=told):
+        CliRunner().invoke(app, ["evaluate", *words, "-o", str(tmp_path / "out")], catch_exceptions=False)

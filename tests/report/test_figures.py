@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from matplotlib.path import Path
+
+from nuclora.report import breakdowns, figures, overlays
+from nuclora.report.style import render
+from nuclora.report.summary import summarise_run
+from nuclora.run import Run
+
+
+def test_outlines_enclose_their_instances() -> None:
+    labels = np.zeros((40, 50), np.int32)
+    labels[2:12, 3:20] = 4
+    labels[5:9, 8:12] = 0
+    labels[30:38, 44:50] = 4
+    labels[20:30, 10:30] = 9
+    shapes = overlays.outlines(labels)
+    assert set(shapes) == {4, 9}
+    points = np.stack(np.meshgrid(np.arange(50), np.arange(40)), axis=-1).reshape(-1, 2)
+    for number, shape in shapes.items():
+        # Even-odd over the rings: a hole's ring takes its inside out again.
+        inside = np.zeros(len(points), bool)
+        for ring in shape.to_polygons(closed_only=False):
+            inside ^= Path(ring).contains_points(points)
+        assert np.array_equal(inside.reshape(40, 50), labels == number)
+
+
+def test_bars_have_the_folds_values(run: Run) -> None:
+    tuned = [entry for entry in summarise_run(run)["results"] if entry["stage"] == "fine-tuned"]
+    figure = figures.final_by_fold(tuned)
+    assert len(figure.axes) == 9
+    for axes, (entry, metric) in zip(
+        figure.axes, [(entry, metric) for entry in tuned for metric in ("dice", "aji", "pq")], strict=True
+    ):
+        assert [bar.get_height() for bar in axes.patches] == [fold[metric] for fold in entry["folds"]]
+        assert axes.lines[0].get_ydata()[0] == entry["mean"][metric]
+
+
+def test_running_mean() -> None:
+    values = np.random.default_rng(0).random(50)
+    means = figures.running_mean(values, 7)
+    expected = [values[max(0, end - 6) : end + 1].mean() for end in range(50)]
+    assert means == pytest.approx(expected)
+
+
+def test_labels_are_spread_and_keep_their_order() -> None:
+    places = [0.1, 0.5, 0.51, 0.52, 0.9, 0.9]
+    spread = figures.spread(places, 0.05)
+    assert np.diff(spread).min() >= 0.05 - 1e-12
+    assert spread[0] == 0.1
+    assert np.mean(spread[1:4]) == pytest.approx(0.51)
+
+
+def test_wilson_interval_against_its_equation() -> None:
+    for successes, trials in ((0, 9), (3, 10), (50, 100), (7, 7)):
+        share, low, high = breakdowns.wilson(successes, trials)
+        for bound in (low, high):
+            if 0 < bound < 1:
+                variance = bound * (1 - bound) / trials
+                assert abs(share - bound) == pytest.approx(1.959964 * np.sqrt(variance), rel=1e-6)
+    assert breakdowns.wilson(0, 9)[:2] == (0, 0)
+
+
+def test_recall_by_size_counts_every_nucleus() -> None:
+    rng = np.random.default_rng(1)
+    areas = rng.integers(20, 900, 500).astype(float)
+    found = rng.random(500) < areas / 900
+    upper, lower = breakdowns.recall_against_size(areas, found).axes
+    shares = upper.containers[0].lines[0].get_ydata()
+    assert len(shares) == 10
+    assert np.mean(shares) == pytest.approx(found.mean(), abs=0.01)
+    assert shares[0] < 0.3 < 0.8 < shares[-1]
+    assert 490 <= sum(bar.get_height() for bar in lower.patches) <= 500
+
+
+@pytest.mark.parametrize("count", [1, 2, 40])
+def test_few_tiles_and_nuclei_draw(count: int) -> None:
+    rng = np.random.default_rng(count)
+    values = rng.random(count)
+    for figure in (
+        breakdowns.aji_against_density(100 * values, values),
+        breakdowns.recall_against_size(100 * values + 1, values > 0.5),
+        figures.before_and_after({"automatic": (values, values)}),
+        figures.training_loss({1: [(step + 1, value) for step, value in enumerate(values)]}),
+    ):
+        assert render(figure, "png").startswith(b"\x89PNG")
+
+
+def test_very_many_folds_draw() -> None:
+    folds = range(1, 32)
+    entry = {
+        "protocol": "automatic", "tiles": 31, "of_tiles": 31,
+        "folds": [{"fold": fold, "dice": 0.8, "aji": 0.6, "pq": 0.5} for fold in folds],
+        "mean": {"dice": 0.8, "aji": 0.6, "pq": 0.5},
+    }  # fmt: skip
+    curves = {metric: {fold: [(10, 0.5), (20, 0.5 + fold / 100)] for fold in folds} for metric in ("dice", "aji", "pq")}
+    assert render(figures.final_by_fold([entry]), "svg").lstrip().startswith(b"<?xml")
+    drawn = figures.validation_curves(curves)
+    assert [text.get_text() for text in drawn.axes[0].texts] == ["fold 1", "fold 31"]
+
+
+def test_figures_do_not_change_the_users_style() -> None:
+    import matplotlib as mpl
+
+    before = dict(mpl.rcParams)
+    render(breakdowns.aji_against_density(np.array([1.0, 2.0]), np.array([0.5, 0.6])), "svg")
+    assert dict(mpl.rcParams) == before
+
+
+def test_svg_is_the_same_each_time() -> None:
+    first, second = (
+        render(breakdowns.aji_against_density(np.array([1.0, 2.0]), np.array([0.5, 0.6])), "svg") for _ in range(2)
+    )
+    assert first == second

@@ -1,0 +1,186 @@
+from __future__ import annotations
+
+import base64
+import io
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+from PIL import Image
+from report_fakes import fake_run, synthetic_tiles
+from typer.testing import CliRunner
+
+from nuclora.data.tiles import TileSet
+from nuclora.errors import NucloraError
+from nuclora.report.html import write_report
+from nuclora.report.summary import summarise_run
+from nuclora.run import Run
+
+CHARTS = {
+    "final-by-fold", "zero-shot-and-fine-tuned", "validation-by-step", "training-loss", "by-organ", "error-types",
+}  # fmt: skip
+OF_TILES = {"sample-tile", "aji-by-density", "recall-by-size"}
+
+
+class Page(HTMLParser):
+    """What of a page could ask for something outside it, its text, and its table cells."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.references: list[str] = []
+        self.tags: list[str] = []
+        self.rows: list[list[str]] = []
+        self.words: list[str] = []
+        self._skip = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self._skip = tag == "style"
+        self.references += [value or "" for name, value in attrs if name in ("src", "href", "srcset", "data", "action")]
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._skip = False
+
+    def handle_data(self, data: str) -> None:
+        if self._skip:
+            assert not re.search(r"@import|url\(", data)
+            return
+        self.words.append(data)
+        if self.rows and self.rows[-1]:
+            self.rows[-1][-1] += data
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+def test_the_page_needs_nothing_outside_itself(page: str) -> None:
+    parsed = Page(page)
+    assert not set(parsed.tags) & {"script", "iframe", "object", "embed", "form"}
+    assert all(reference.startswith(("data:", "#")) for reference in parsed.references)
+    assert sum(reference.startswith("data:image/") for reference in parsed.references) >= 12
+    anchors = {reference[1:] for reference in parsed.references if reference.startswith("#")}
+    assert anchors
+    assert all(f'id="{anchor}"' in page for anchor in anchors)
+
+
+def test_names_of_organs_cannot_become_markup(page: str) -> None:
+    assert "mouse &lt;b&gt;$spleen$ &amp; co" in page
+    assert Page(page).tags.count("b") == page.count("<figcaption><b>")
+
+
+def test_every_figure_is_there_as_png_and_svg(run: Run, page: str) -> None:
+    folder = run.report_folder / "figures"
+    pictures = {f"fold-{fold}-automatic" for fold in (1, 2, 3)}
+    assert {path.stem for path in folder.glob("*.png")} == CHARTS | OF_TILES | pictures
+    for path in folder.glob("*.png"):
+        with Image.open(path) as image:
+            assert image.width == 1350
+        assert ElementTree.parse(path.with_suffix(".svg")).getroot().tag.endswith("svg")
+    assert len(re.findall("<figure", page)) == len(CHARTS | OF_TILES | pictures)
+
+
+def test_pictures_in_the_page_decode(page: str) -> None:
+    pictures = re.findall(r"data:image/jpeg;base64,([A-Za-z0-9+/=]+)", page)
+    assert len(pictures) == 4
+    for picture in pictures:
+        image = Image.open(io.BytesIO(base64.b64decode(picture)))
+        image.load()
+        assert image.width == 1350
+
+
+def test_the_tables_show_the_summary(run: Run, page: str) -> None:
+    rows = [[" ".join(cell.split()) for cell in row] for row in Page(page).rows]
+    summary = summarise_run(run)
+    for entry in summary["results"]:
+        label = entry["protocol"] + (
+            "upper bound: prompts from the truth" if entry["protocol"].startswith("oracle") else ""
+        )
+        (row,) = [row for row in rows if row[:2] == [entry["stage"], label] and "±" in row[3]]
+        assert row[2] == "12"
+        for cell, metric in zip(row[3:6], ("dice", "aji", "pq"), strict=True):
+            low, high = entry["interval"][metric]
+            assert cell == f"{entry['mean'][metric]:.3f} ± {entry['deviation'][metric]:.3f}{low:.3f} to {high:.3f}"
+        (by_fold,) = [row for row in rows if row[:3] == [entry["stage"], entry["protocol"], "Dice"]]
+        assert by_fold[3:] == [
+            *(f"{fold['dice']:.4f}" for fold in entry["folds"]),
+            f"{entry['mean']['dice']:.4f}",
+            f"{entry['pooled']['dice']:.4f}",
+        ]
+    study = ["The study: SAM ViT-H + LoRA", "unstated", "0.823", "0.620", "0.572"]
+    assert any(row[:5] == study for row in rows)
+    assert ["AJI", "0.5886", "0.5944", "0.6808", "0.6270", "0.6364", "0.6197"] in rows
+
+
+def test_the_page_tells_what_the_run_was(run: Run, page: str) -> None:
+    text = Page(page).text
+    assert "this recipe validates on the test tiles" in text
+    assert "12 tiles, not those: its numbers and the published ones do not compare" in text
+    assert run.recipe.sha256 in text
+    assert run.info["folds_sha256"] in text
+    assert "taken up 2 times" in text
+    assert "learning_rate: 0.0001" in text
+    # MobileSAM with the paper's adapter: LoRA on the attention of ten TinyViT blocks, two parts in full.
+    assert "4,058,340" in text
+    assert "6,220" in text
+
+
+def test_inner_validation_is_told_apart(tiles: TileSet, tmp_path: Path) -> None:
+    settings = {"recipe": "smoke", "base": "lite_medsam", "protocols": ["automatic"]}
+    run = fake_run(tmp_path / "run", tiles, k=2, trained=(1,), **settings)
+    text = Page(write_report(run).read_text("utf-8")).text
+    assert "inner validation tiles" in text
+    assert "validates on the test tiles" not in text
+
+
+def test_a_partial_run_says_so(partial_run: Run, tmp_path: Path) -> None:
+    page = write_report(partial_run, tmp_path / "out")
+    assert page == tmp_path / "out" / "report.html"
+    text = Page(page.read_text("utf-8")).text
+    assert "This run is not finished. Folds trained so far: 2, of 3." in text
+    assert "oracle-box, fine-tuned: 4 of 12 test tiles, 4 of fold 2." in text
+    assert "automatic, zero-shot: 3 of 12 test tiles, 1 of each fold; the recipe asks for at most 1 a fold." in text
+    names = {path.stem for path in (tmp_path / "out" / "figures").glob("*.png")}
+    assert names == CHARTS | OF_TILES | {"fold-2-oracle-box", "fold-2-automatic"}
+
+
+def test_a_run_that_has_only_begun(tiles: TileSet, tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", tiles, k=3, trained=(), protocols=())
+    text = Page(write_report(run).read_text("utf-8")).text
+    assert "Folds trained so far: none, of 3." in text
+    assert "Nothing is evaluated yet" in text
+
+
+def test_zero_shot_alone(tiles: TileSet, tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", tiles, k=3, trained=(), protocols=["automatic"])
+    text = Page(write_report(run).read_text("utf-8")).text
+    assert "No fine-tuned adapter is evaluated yet" in text
+    assert {path.stem for path in (run.report_folder / "figures").glob("*.png")} == {"error-types"}
+
+
+def test_tiles_that_have_moved(tmp_path: Path) -> None:
+    tiles = synthetic_tiles(tmp_path / "data", {"a": 3, "b": 3})
+    run = fake_run(tmp_path / "run", tiles, k=2, trained=(1, 2), protocols=["automatic"], steps=5)
+    shutil.move(tmp_path / "data", tmp_path / "moved")
+    text = Page(write_report(run).read_text("utf-8")).text
+    assert "could not be opened" in text
+    assert {path.stem for path in (run.report_folder / "figures").glob("*.png")} == CHARTS
+
+    from nuclora.cli.main import app
+
+    result = CliRunner().invoke(app, ["report", str(run.folder), "--data", str(tmp_path / "moved"), "--json"])
+    assert result.exit_code == 0, result.output
+    assert "could not be opened" not in (run.report_folder / "report.html").read_text("utf-8")
+    assert (run.report_folder / "figures" / "sample-tile.svg").exists()
+
+    shutil.rmtree(tmp_path / "moved" / "b")
+    with pytest.raises(NucloraError, match="does not match the data"):
+        write_report(run, data=synthetic_tiles(tmp_path / "moved", {"a": 3}))

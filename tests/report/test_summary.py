@@ -1,0 +1,121 @@
+from __future__ import annotations
+
+import io
+import json
+import statistics
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from nuclora.metrics.aggregate import summarise
+from nuclora.report import published
+from nuclora.report.summary import main_protocol, print_table, summarise_run, write_summary
+from nuclora.run import Run
+
+
+def entry_of(summary: dict, stage: str, protocol: str) -> dict:
+    (entry,) = [e for e in summary["results"] if (e["stage"], e["protocol"]) == (stage, protocol)]
+    return entry
+
+
+def test_entries_have_the_form_of_the_results_file(run: Run) -> None:
+    summary = summarise_run(run)
+    assert [(e["stage"], e["protocol"]) for e in summary["results"]] == [
+        (stage, protocol)
+        for protocol in ("oracle-box", "oracle-point", "automatic")
+        for stage in ("zero-shot", "fine-tuned")
+    ]
+    entry = entry_of(summary, "fine-tuned", "automatic")
+    expected = {"recipe": "paper", "base": "mobile_sam", "seed": 42, "epochs": 5, "input_size": 1024}
+    assert expected.items() <= entry.items()
+    assert entry["command"] == run.info["sessions"][-1]["command"]
+    assert [fold["fold"] for fold in entry["folds"]] == [1, 2, 3]
+    assert entry_of(summary, "zero-shot", "automatic")["epochs"] == 0
+    assert (summary["tiles"], summary["folds"]) == (12, [1, 2, 3])
+
+
+def test_numbers_are_those_of_the_rows(run: Run) -> None:
+    entry = entry_of(summarise_run(run), "fine-tuned", "oracle-box")
+    rows = run.rows("fine-tuned", "oracle-box")
+    for metric in ("dice", "aji", "pq", "sq", "count_error"):
+        means = [np.mean([row[metric] for row in rows if row["fold"] == fold]) for fold in (1, 2, 3)]
+        assert [fold[metric] for fold in entry["folds"]] == pytest.approx(means, abs=1e-12)
+        assert entry["mean"][metric] == pytest.approx(np.mean(means), abs=1e-12)
+        assert entry["pooled"][metric] == pytest.approx(np.mean([row[metric] for row in rows]), abs=1e-12)
+        assert entry["deviation"][metric] == pytest.approx(statistics.stdev(means), abs=1e-12)
+        assert entry["interval"][metric][0] < entry["mean"][metric] < entry["interval"][metric][1]
+    assert entry["groups"] == summarise(rows).groups
+    assert entry["errors"]["nuclei"] == sum(row["nuclei_true"] for row in rows)
+    assert entry["errors"]["missed"] == sum(row["missed"] for row in rows) > 0
+
+
+def test_gain_is_over_common_tiles_only(partial_run: Run) -> None:
+    summary = summarise_run(partial_run)
+    after, before = partial_run.rows("fine-tuned", "oracle-box"), partial_run.rows("zero-shot", "oracle-box")
+    assert 0 < len(after) < len(before) == 12
+    theirs = {row["tile"]: row["aji"] for row in before}
+    entry = entry_of(summary, "fine-tuned", "oracle-box")
+    mean, low, high = entry["gain"]["aji"]
+    assert mean == pytest.approx(np.mean([row["aji"] - theirs[row["tile"]] for row in after]), abs=1e-12)
+    assert low <= mean <= high
+    assert entry_of(summary, "zero-shot", "oracle-box")["gain"] == {}
+
+
+def test_a_partial_run_says_how_many_tiles(partial_run: Run) -> None:
+    entry = entry_of(summarise_run(partial_run), "fine-tuned", "oracle-box")
+    assert (entry["tiles"], entry["of_tiles"]) == (4, 12)
+    assert [(f["fold"], f["tiles"], f["of_tiles"]) for f in entry["folds"]] == [(2, 4, 4)]
+    assert entry["deviation"]["aji"] is None
+    automatic = entry_of(summarise_run(partial_run), "zero-shot", "automatic")
+    assert [(f["tiles"], f["of_tiles"]) for f in automatic["folds"]] == [(1, 4)] * 3
+
+
+def test_the_main_protocol_is_automatic_unless_it_has_fewer_tiles(run: Run, partial_run: Run) -> None:
+    assert main_protocol(summarise_run(run)) == "automatic"
+    assert main_protocol(summarise_run(partial_run)) == "oracle-box"
+    assert main_protocol({"results": []}) is None
+
+
+def test_summary_file(partial_run: Run) -> None:
+    summary = write_summary(partial_run)
+    assert json.loads(partial_run.summary_path.read_text()) == summary
+
+
+def test_table_names_every_protocol_and_its_bound(partial_run: Run) -> None:
+    text = io.StringIO()
+    summary = summarise_run(partial_run)
+    print_table(Console(file=text, width=140), summary)
+    lines = text.getvalue().splitlines()
+    assert text.getvalue().count("upper bound: prompts from the truth") == 2
+    (row,) = [line for line in lines if "fine-tuned" in line and "oracle-box" in line]
+    entry = entry_of(summary, "fine-tuned", "oracle-box")
+    assert "4/12" in row
+    assert f"{entry['mean']['pq']:.3f}" in row
+    (study,) = [line for line in lines if "The study" in line]
+    assert all(part in study for part in ("unstated", "0.823", "0.620", "0.572"))
+    assert "do not compare" in text.getvalue()
+
+
+def test_table_fits_a_terminal_of_eighty_columns(run: Run) -> None:
+    text = io.StringIO()
+    summary = summarise_run(run)
+    print_table(Console(file=text, width=80), summary)
+    assert max(map(len, text.getvalue().splitlines())) <= 80
+    assert "…" not in text.getvalue()
+    for entry in summary["results"]:
+        (line,) = [line for line in text.getvalue().splitlines() if f"{entry['stage']}, {entry['protocol']}" in line]
+        assert all(
+            f"{entry['mean'][metric]:.3f} ± {entry['deviation'][metric]:.3f}" in line
+            for metric in ("dice", "aji", "pq")
+        )
+
+
+def test_the_study_averages_as_it_printed() -> None:
+    folds = published.STUDY_FOLDS
+    for metric in ("dice", "pq"):
+        assert np.mean([getattr(fold, metric) for fold in folds]) == pytest.approx(
+            getattr(published.STUDY, metric), abs=6e-5
+        )
+    assert np.mean([fold.aji for fold in folds]) == pytest.approx(0.6254, abs=5e-5)
+    assert {row.protocol for row in published.PUBLISHED} == {"unstated", "automatic", "truth boxes"}

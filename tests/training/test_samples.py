@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nuclora.data.tiles import Sample
+from nuclora.recipe import LossSettings, PromptSettings
+from nuclora.training.samples import jitter_boxes, make_sample, nucleus_weights
+
+
+def _sample(size: int = 64) -> Sample:
+    labels = np.zeros((size, size), np.int32)
+    labels[4:20, 4:20] = 3
+    labels[20:30, 4:20] = 5  # touches 3
+    labels[40:44, 40:44] = 9  # small and alone
+    ignore = np.zeros((size, size), bool)
+    ignore[50:, 50:] = True
+    image = np.random.default_rng(1).integers(0, 255, (size, size, 3)).astype(np.uint8)
+    return Sample(image=image, labels=labels, ignore=ignore)
+
+
+def _make(recipe, sample, size=64, seed=0):
+    return make_sample(sample, recipe, size=size, normalise="unit", generator=np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("size", [32, 64, 128])
+def test_prompts_lie_where_their_nucleus_is(tiny_recipe, size):
+    recipe = tiny_recipe.model_copy(update={"prompts": PromptSettings(box_jitter=0)})
+    made = _make(recipe, _sample(), size)
+    assert made.ids.tolist() == [3, 5, 9]
+    assert made.pixel_values.shape == (3, size, size)
+    for nucleus, box, point in zip(made.ids, made.boxes, made.points, strict=True):
+        rows, columns = np.nonzero(made.labels.numpy() == nucleus.item())
+        assert box.tolist() == [columns.min(), rows.min(), columns.max(), rows.max()]
+        x, y = point.round().int().tolist()
+        assert made.labels[y, x] == nucleus
+    assert made.weights.sum() == pytest.approx(1)
+
+
+def test_vague_areas_are_neither_prompted_nor_in_the_loss(tiny_recipe):
+    sample = _sample()
+    sample.labels[52:60, 52:60] = 11
+    made = _make(tiny_recipe, sample)
+    assert 11 not in made.ids
+    assert not made.valid[55, 55]
+    assert made.valid[0, 0]
+
+
+def test_no_more_nuclei_than_asked_for_and_other_ones_each_time(tiny_recipe):
+    recipe = tiny_recipe.model_copy(update={"prompts": PromptSettings(per_tile=1)})
+    drawn = {tuple(_make(recipe, _sample(), seed=seed).ids.tolist()) for seed in range(20)}
+    assert drawn == {(3,), (5,), (9,)}
+
+
+def test_a_tile_without_nuclei_gives_no_prompts(tiny_recipe):
+    sample = _sample()
+    sample.labels[:] = 0
+    made = _make(tiny_recipe, sample)
+    assert len(made.ids) == len(made.boxes) == len(made.points) == len(made.weights) == 0
+
+
+def test_mask_stride_only_coarsens_the_masks(tiny_recipe):
+    recipe = tiny_recipe.model_copy(update={"loss": LossSettings(stride=4)})
+    coarse, fine = _make(recipe, _sample()), _make(tiny_recipe, _sample())
+    assert coarse.labels.shape == coarse.valid.shape == (16, 16)
+    assert torch.equal(coarse.boxes, fine.boxes)
+    assert torch.equal(coarse.labels, fine.labels[2::4, 2::4])
+
+
+def test_jittered_boxes_stay_inside_in_order_and_within_the_jitter():
+    generator = np.random.default_rng(0)
+    boxes = np.array([[0, 0, 63, 63], [10, 20, 10, 20], [5, 6, 25, 16]], np.float32)
+    for _ in range(200):
+        moved = jitter_boxes(boxes, 0.3, 64, generator)
+        assert (moved >= 0).all()
+        assert (moved <= 63).all()
+        assert (moved[:, 2:] >= moved[:, :2]).all()
+        assert np.abs(moved[2] - boxes[2])[[0, 2]].max() <= 0.3 * 21
+        assert np.abs(moved[2] - boxes[2])[[1, 3]].max() <= 0.3 * 11
+
+
+def test_weights_rise_for_touching_and_small_nuclei():
+    labels = _sample().labels
+    ids = np.array([3, 5, 9], np.int32)
+    assert nucleus_weights(labels, ids, LossSettings()).tolist() == [1, 1, 1]
+    assert nucleus_weights(labels, ids, LossSettings(touching_weight=2)).tolist() == [3, 3, 1]
+    assert nucleus_weights(labels, ids, LossSettings(small_weight=0.5)).tolist() == [1, 1, 1.5]

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from nuclora.data import open_tiles
+from nuclora.models.checkpoints import load_base
+from nuclora.models.lora import adapt
+from nuclora.recipe import LossSettings
+from nuclora.training.losses import mask_bce
+from nuclora.training.samples import TrainingSamples
+from nuclora.training.step import MaskLoss
+
+
+@pytest.fixture
+def model(tiny_sam_folder, tiny_recipe):
+    adapter = tiny_recipe.adapter.model_copy(update={"dropout": 0.0})
+    return adapt(load_base("custom", tiny_sam_folder).model, adapter, seed=1)
+
+
+@pytest.fixture
+def samples(tiny_data, tiny_recipe):
+    dataset = TrainingSamples(open_tiles(tiny_data), tiny_recipe, size=64, normalise="unit", epoch=0)
+    return [dataset[0], dataset[1], dataset[2]]
+
+
+def _gradients(loss: MaskLoss, samples):
+    loss.zero_grad()
+    value = loss(samples)
+    value.backward()
+    return value.item(), {n: p.grad.clone() for n, p in loss.named_parameters() if p.grad is not None}
+
+
+def test_loss_is_the_plain_mean_over_nuclei_and_tiles(model, samples):
+    expected = []
+    sam = model.get_base_model()
+    with torch.no_grad():
+        for sample in samples:
+            embedding = sam.encode(sample.pixel_values[None])
+            losses = []
+            for n in range(len(sample.ids)):
+                if sample.is_box[n]:
+                    logits = sam.decode(embedding, boxes=sample.boxes[n : n + 1]).logits
+                else:
+                    label = torch.ones(1, 1, dtype=torch.int64)
+                    logits = sam.decode(embedding, points=sample.points[n].reshape(1, 1, 2), point_labels=label).logits
+                logits = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)[0]
+                losses.append(mask_bce(logits, (sample.labels == sample.ids[n])[None], sample.valid).item())
+            expected.append(np.mean(losses))
+    assert MaskLoss(model, LossSettings(), 64)(samples).item() == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_chunks_change_memory_and_not_the_gradient(model, samples):
+    whole, gradients = _gradients(MaskLoss(model, LossSettings(dice=1, iou=1), 64), samples)
+    chunked, same = _gradients(MaskLoss(model, LossSettings(dice=1, iou=1), 2), samples)
+    assert chunked == pytest.approx(whole, rel=1e-5)
+    assert gradients.keys() == same.keys()
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(same[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_adapter_and_decoder_get_gradients_and_the_base_none(model, samples):
+    _, gradients = _gradients(MaskLoss(model, LossSettings(), 64), samples)
+    assert any("lora_" in name for name in gradients)
+    assert any("mask_decoder" in name for name in gradients)
+    assert not any("patch_embed" in name for name in gradients)
+
+
+def test_the_iou_head_learns_only_when_asked(model, samples):
+    _, without = _gradients(MaskLoss(model, LossSettings(), 64), samples)
+    _, trained = _gradients(MaskLoss(model, LossSettings(iou=1), 64), samples)
+    assert not any("iou_prediction_head" in name for name in without)
+    assert any("iou_prediction_head" in name for name in trained)
+
+
+def test_a_batch_without_nuclei_has_a_loss_of_zero_and_a_graph(model, samples):
+    empty = [
+        type(sample)(
+            pixel_values=sample.pixel_values,
+            labels=torch.zeros_like(sample.labels),
+            valid=sample.valid,
+            ids=sample.ids[:0],
+            is_box=sample.is_box[:0],
+            boxes=sample.boxes[:0],
+            points=sample.points[:0],
+            weights=sample.weights[:0],
+        )
+        for sample in samples
+    ]
+    value, _ = _gradients(MaskLoss(model, LossSettings(), 64), empty)
+    assert value == 0
