@@ -2,8 +2,32 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from nuclora.recipe import Recipe
+
+
+TINY = {
+    "name": "tiny",
+    "base": "custom",
+    "seed": 7,
+    "input": {"size": 64, "normalise": "unit"},
+    "adapter": {"rank": 2, "alpha": 4, "dropout": 0.1, "targets": ["qkv"], "train_parts": ["mask_decoder"]},
+    "prompts": {"per_tile": 6},
+    "train": {
+        "epochs": 2,
+        "batch_size": 2,
+        "learning_rate": 1e-3,
+        "workers": 0,
+        "validations_per_epoch": 1,
+        "validation_tiles": 2,
+        "checkpoint_steps": 2,
+    },
+    "evaluate": {"protocols": ["oracle-box", "automatic"], "grid": {"points_per_side": 3}},
+}
 
 
 @pytest.fixture(scope="session")
@@ -59,4 +83,22 @@ def tiny_sam_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 torch.nn.init.normal_(parameter, std=1.5 * parameter[0].numel() ** -0.5)
     folder = tmp_path_factory.mktemp("tiny-sam")
     model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_recipe() -> Recipe:
+    """A recipe for the tiny SAM: everything on, a second a fold."""
+    from nuclora.recipe import Recipe
+
+    return Recipe.model_validate(TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten synthetic tiles of two organs, 64 pixels wide."""
+    from nuclora.data.synthetic import write_dataset
+
+    folder = tmp_path_factory.mktemp("tiles") / "synthetic"
+    write_dataset(folder, tiles=10, size=64, organs=2, seed=3)
     return folder

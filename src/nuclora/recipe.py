@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nuclora.errors import NucloraError
 
@@ -82,6 +82,12 @@ class LossSettings(_Strict):
     small_weight: float = Field(0.0, ge=0, description="extra weight of nuclei smaller than the tile's median")
     stride: int = Field(1, ge=1, le=4, description="input pixels per pixel of the masks that are compared")
 
+    @model_validator(mode="after")
+    def _some_mask_loss(self) -> LossSettings:
+        if not self.bce + self.dice:
+            raise ValueError("bce and dice are both 0: nothing would teach the masks")
+        return self
+
 
 class TrainSettings(_Strict):
     """The optimisation."""
@@ -98,6 +104,12 @@ class TrainSettings(_Strict):
     validations_per_epoch: int = Field(1, ge=0)
     validation_tiles: int | None = Field(None, ge=1, description="at most so many tiles a validation; null: all")
     checkpoint_steps: int = Field(50, ge=1, description="steps between checkpoints")
+
+    @field_validator("precision", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        # YAML 1.1 reads a bare no as false.
+        return "no" if value is False else value
 
     @model_validator(mode="after")
     def _best_needs_inner_validation(self) -> TrainSettings:

@@ -12,6 +12,7 @@ Nobody else joins paths inside a run. Its layout::
         checkpoint.safetensors
         adapter/            there once the fold is trained
         PROTOCOL/           scores.csv, labels/TILE.tif
+      all-tiles/            like a fold, where training held nothing back
       summary.json          there once everything is evaluated
       report/
 """
@@ -30,24 +31,23 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import filelock
 import numpy as np
 from numpy.typing import NDArray
 
+from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.errors import NucloraError
 from nuclora.files import AppendLog, write_atomic
 from nuclora.io.labels import read_labels, write_labels
 from nuclora.recipe import Recipe, load_recipe
 
-if TYPE_CHECKING:
-    from nuclora.data.folds import FoldTable
-
 Row = dict[str, Any]
 ZERO_SHOT = "zero-shot"
 FINE_TUNED = "fine-tuned"
 STAGES = (ZERO_SHOT, FINE_TUNED)
+_INFO = ("recipe", "base", "folds_sha256", "data", "base_path", "sessions")
 
 
 class Evaluation:
@@ -109,7 +109,10 @@ class Run:
         self.folder = folder
         try:
             self.info: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
-        except (OSError, ValueError) as error:
+            missing = [key for key in _INFO if key not in self.info]
+            if missing or not isinstance(self.info, dict):
+                raise ValueError(missing)
+        except (OSError, TypeError, ValueError) as error:
             raise NucloraError(
                 "holds no nuclora run (run.json is missing or broken)",
                 path=folder,
@@ -146,14 +149,20 @@ class Run:
         }
         if (folder / "run.json").exists():
             run = cls(folder)
-            differences = _differences({key: run.info[key] for key in asked}, asked)
+            # Of recipe and folds the files count: they are what the run works with, and somebody may have edited them.
+            there = {
+                "recipe": run.recipe.model_dump(mode="json"),
+                "base": run.info["base"],
+                "folds_sha256": run.folds.sha256,
+            }
+            differences = _differences(there, asked)
             if differences:
                 raise NucloraError(
                     "made from something else: " + "; ".join(differences),
                     path=folder,
                     mend="use another -o, or the same settings to go on",
                 )
-        elif folder.exists() and any(folder.iterdir()):
+        elif folder.exists() and not all(_left_by_a_start(path) for path in folder.iterdir()):
             raise NucloraError("neither empty nor a nuclora run", path=folder, mend="name a new folder with -o")
         else:
             write_atomic(folder / "recipe.yaml", recipe.to_yaml())
@@ -161,11 +170,15 @@ class Run:
             info = {**asked, "data": dict(data), "base_path": base["path"], "sessions": []}
             write_atomic(folder / "run.json", json.dumps(info, indent=2) + "\n")
             run = cls(folder)
+        # Where things lie may have changed since; what they are has not.
         run.info["data"] = dict(data)
         run.info["base_path"] = base["path"]
-        run.info["sessions"].append(environment())
-        write_atomic(folder / "run.json", json.dumps(run.info, indent=2) + "\n")
         return run
+
+    def begin_session(self) -> None:
+        """Note this process among the sessions; call with the run locked."""
+        self.info["sessions"].append(environment())
+        write_atomic(self.folder / "run.json", json.dumps(self.info, indent=2) + "\n")
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -185,13 +198,11 @@ class Run:
     @property
     def folds(self) -> FoldTable:
         """The fold table."""
-        from nuclora.data.folds import FoldTable
-
         return FoldTable.read(self.folder / "folds.csv")
 
     def fold_folder(self, fold: int) -> Path:
         """Where one fold keeps its files."""
-        return self.folder / f"fold-{fold}"
+        return self.folder / ("all-tiles" if fold == ALL_TILES else f"fold-{fold}")
 
     def adapter_folder(self, fold: int) -> Path:
         """The fold's adapter; it is there once the fold is trained."""
@@ -240,6 +251,11 @@ class Run:
     def report_folder(self) -> Path:
         """Where the report goes unless told otherwise."""
         return self.folder / "report"
+
+
+def _left_by_a_start(path: Path) -> bool:
+    """Whether a start that was killed before there was a run.json left this file, whole or in part."""
+    return path.name.lstrip(".").startswith(("recipe.yaml", "folds.csv", "run.json"))
 
 
 def _differences(have: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -95,8 +95,9 @@ def fake_run(
         "base": {"name": base, "sha256": "ab" * 32, "path": "base.pt"},
         "data": {"root": str(tiles.root), "format": tiles.format},
     }
-    Run.start(folder, **arguments)
-    run = Run.start(folder, **arguments)
+    for _ in range(2):
+        run = Run.start(folder, **arguments)
+        run.begin_session()
     amounts = {"oracle-box": 0.12, "oracle-point": 0.2, "automatic": 0.3}
     for fold in table.folds:
         _fake_training(run, fold, steps if fold in trained else 0)

@@ -53,7 +53,9 @@ def check(
     from nuclora.data.check import check_data
 
     columns = (TextColumn("checking tiles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_stderr(), transient=True) as bar:
+    console = _stderr()
+    # A bar that is gone in the end leaves an empty line where there is no terminal.
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task("", total=None)
         report = check_data(data, data_format, lambda done, total: bar.update(task, completed=done, total=total))
     if json_:
@@ -98,6 +100,7 @@ def _phases(bar: Progress) -> Callable[[str, int, int | None], None]:
 
 
 def _print_report(report: CheckReport, max_faults: int) -> None:
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -113,6 +116,9 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
         "area, px²\np5 / p50 / p95",
         "diameter, px\np5 / p50 / p95",
         title=f"{escape(report.root)} ({report.format})",
+        box=SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
     )
     for column in grid.columns[1:]:
         column.justify, column.no_wrap = "right", True

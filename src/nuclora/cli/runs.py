@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from nuclora.cli.progress import ProgressMonitor
-from nuclora.data.folds import FoldTable
+from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.recipe import Recipe
@@ -18,7 +18,6 @@ from nuclora.report.summary import print_table, write_summary
 from nuclora.run import Run
 from nuclora.training.crossval import cross_validate
 from nuclora.training.monitor import Monitor, Monitors, TensorBoardMonitor
-from nuclora.training.trainer import ALL_TILES
 
 
 def parse_folds(text: str | None) -> list[int] | None:
@@ -50,9 +49,10 @@ def cross_validate_and_print(
     """
     # Set by `accelerate launch` and torchrun.
     main = os.environ.get("RANK", "0") == "0"
-    monitors: list[Monitor] = [ProgressMonitor()] if main else []
-    if tensorboard and main:
-        monitors.append(_tensorboard(out))
+    monitors: list[Monitor] = [_tensorboard(out)] if tensorboard and main else []
+    if main:
+        # Last: from here on the bar is on the terminal, and only what is tried below takes it off again.
+        monitors.append(ProgressMonitor())
     monitor = Monitors(monitors)
     try:
         run = cross_validate(

@@ -20,6 +20,10 @@ def train(
     base: BaseName = None,
     weights: Weights = None,
     set_fields: SetFields = None,
+    k: Annotated[int, typer.Option("-k", min=2, help="Number of folds; of so few tiles, as many as there are.")] = 5,
+    fold_table: Annotated[
+        Path | None, typer.Option("--fold-table", help="CSV of `nuclora folds` in place of -k.")
+    ] = None,
     tensorboard: Annotated[bool, typer.Option(help="Also write TensorBoard scalars (extra: track).")] = False,
     data_format: DataFormat = None,
     json_: AsJson = False,
@@ -27,14 +31,17 @@ def train(
     """Train one fold, or one adapter on all tiles."""
     from nuclora.cli.runs import cross_validate_and_print
     from nuclora.data import open_tiles
+    from nuclora.data.folds import ALL_TILES, FoldTable, make_folds
     from nuclora.recipe import load_recipe
-    from nuclora.training.trainer import ALL_TILES
 
     loaded = load_recipe(recipe, overrides(base, set_fields))
+    tiles = open_tiles(data, data_format)
+    table = FoldTable.read(fold_table) if fold_table else make_folds(tiles, min(k, len(tiles)), loaded.seed)
     cross_validate_and_print(
-        open_tiles(data, data_format),
+        tiles,
         loaded,
         out,
+        fold_table=table,
         folds=[ALL_TILES if fold is None else fold],
         weights=weights,
         zero_shot=False,

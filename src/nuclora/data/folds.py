@@ -16,6 +16,8 @@ from nuclora.errors import NucloraError
 from nuclora.files import write_atomic
 
 COLUMNS = ("tile", "group", "fold")
+ALL_TILES = 0
+"""The number of the fold that holds nothing back."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,9 @@ class FoldTable:
         return [row.tile for row in self.rows if row.fold == fold]
 
     def train(self, fold: int) -> list[str]:
-        """Names of the tiles that the fold trains on: all that it does not test."""
-        self._require(fold)
+        """Names of the tiles that the fold trains on: all that it does not test, so all for `ALL_TILES`."""
+        if fold != ALL_TILES:
+            self._require(fold)
         return [row.tile for row in self.rows if row.fold != fold]
 
     def _require(self, fold: int) -> None:

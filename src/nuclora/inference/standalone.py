@@ -19,7 +19,7 @@ from nuclora.models.adapter import CARD, WEIGHTS, read_card
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import find_weights, sha256_of
 from nuclora.recipe import EvaluateSettings, Recipe
-from nuclora.run import Evaluation, Run
+from nuclora.run import Evaluation, Run, environment
 
 NO_FOLD = 0
 """Fold of tiles that were not dealt into folds."""
@@ -110,8 +110,8 @@ def evaluate_source(
         progress: As in :func:`nuclora.inference.evaluate.evaluate_tiles`, for one fold after another.
 
     Returns:
-        The content of `summary.json`: `model`, `data`, `settings`, and for each protocol its `description`, `tiles`
-        and the :class:`nuclora.metrics.Summary`.
+        The content of `summary.json`: `models`, `data`, `settings`, the `session` that finished it, and for each
+        protocol its `description`, `tiles` and the :class:`nuclora.metrics.Summary`.
 
     Raises:
         NucloraError: Bad input, or `out` holds the results of something else.
@@ -137,7 +137,7 @@ def evaluate_source(
             "tiles": len(rows),
             **summarise(rows).to_dict(),
         }
-    summary = {**made_from, "protocols": by_protocol}
+    summary = {**made_from, "session": environment(), "protocols": by_protocol}
     write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
 

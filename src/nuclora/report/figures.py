@@ -104,7 +104,9 @@ def training_loss(losses: Points) -> Figure:
             markevery=(index * max(1, len(values) // 60), max(1, len(values) // 10)),
         )  # fmt: skip
         ends[f"fold {fold}"] = (steps[-1], smooth[-1], style.colour)
+    # The logarithmic formatter writes powers in mathematical markup, which is off.
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axes.margins(x=0.02)
     axes.set_xlabel("training step")
     axes.set_ylabel("training loss (logarithmic)")
@@ -123,6 +125,10 @@ def running_mean(values: Floats, window: int) -> Floats:
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
     """Write the name of each line at its end, moved apart where the ends lie close."""
+    # Until then the transforms are those of empty axes.
+    axes.autoscale_view()
+    # The limits follow the data only when they are asked for, and the transform does not ask.
+    axes.autoscale_view()
     to_pixels, to_data = axes.transData, axes.transData.inverted()
     pixels = {name: tuple(to_pixels.transform((x, y))) for name, (x, y, _) in ends.items()}
     gap = 0.155 * axes.get_figure(root=True).dpi  # type: ignore[union-attr]

@@ -126,7 +126,7 @@ def is_partial(entry: Mapping[str, Any]) -> bool:
 
 
 def print_table(console: Console, summary: Mapping[str, Any]) -> None:
-    """Print the results with the study's and the field's rows under them.
+    """Print the results; under those of the whole NuInsSeg the study's and the field's rows, which compare.
 
     Args:
         console: Where to.
@@ -154,16 +154,11 @@ def print_table(console: Console, summary: Mapping[str, Any]) -> None:
             style="bold" if entry["stage"] == FINE_TUNED else None,
             end_section=entry is summary["results"][-1],
         )
-    for row in PUBLISHED:
-        numbers = (f"{getattr(row, metric):.3f}" for metric in METRICS)
-        table.add_row(f"{row.name} ({row.protocol})", str(NUINSSEG_TILES), *numbers, style="dim")
+    if summary["tiles"] == NUINSSEG_TILES:
+        for row in PUBLISHED:
+            numbers = (f"{getattr(row, metric):.3f}" for metric in METRICS)
+            table.add_row(f"{row.name} ({row.protocol})", str(NUINSSEG_TILES), *numbers, style="dim")
     console.print(table)
-    if summary["tiles"] != NUINSSEG_TILES:
-        console.print(
-            f"The published rows are for all {NUINSSEG_TILES} tiles of NuInsSeg, this run has {summary['tiles']}: "
-            "the two do not compare.",
-            highlight=False,
-        )
 
 
 def _cell(entry: Mapping[str, Any], metric: str) -> str:

@@ -8,9 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+from accelerate.state import AcceleratorState
 
 from nuclora.data import open_tiles
-from nuclora.data.folds import FoldTable, make_folds
+from nuclora.data.folds import ALL_TILES, FoldTable, make_folds
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.evaluate import evaluate_tiles
@@ -20,7 +21,7 @@ from nuclora.recipe import Recipe, load_recipe
 from nuclora.run import Evaluation, Run
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
-from nuclora.training.trainer import ALL_TILES, FoldTrainer, input_frame
+from nuclora.training.trainer import FoldTrainer, input_frame
 
 
 def cross_validate(
@@ -68,12 +69,14 @@ def cross_validate(
     work = _Work(run, tiles, base.path, accelerator, monitor)
     lock = run.locked() if accelerator.is_main_process else contextlib.nullcontext()
     with Interrupt() as interrupt, lock:
+        if accelerator.is_main_process:
+            run.begin_session()
         if zero_shot and accelerator.is_main_process:
             work.evaluate_zero_shot(base, chosen, interrupt)
         accelerator.wait_for_everyone()
         for fold in chosen:
             work.train(fold, interrupt)
-            if accelerator.is_main_process:
+            if accelerator.is_main_process and fold != ALL_TILES:
                 work.evaluate_fold(fold, interrupt)
             accelerator.wait_for_everyone()
     monitor.close()
@@ -153,6 +156,8 @@ class _Work:
 
 
 def _accelerator(recipe: Recipe) -> Accelerator:
+    # It remembers the precision of the first run of a process, and refuses another; the process group stays.
+    AcceleratorState._reset_state()
     # Mask prompts never come and the predicted IoU is not trained, so some parameters get no gradient.
     # One process evaluates while the others wait, for longer than the default time-out.
     return Accelerator(

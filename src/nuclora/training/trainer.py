@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from nuclora.data.folds import inner_split
+from nuclora.data.folds import ALL_TILES, inner_split
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Predictor
@@ -34,9 +34,6 @@ from nuclora.training.monitor import Monitor
 from nuclora.training.samples import TrainingSample, TrainingSamples
 from nuclora.training.seeds import derive_seed
 from nuclora.training.step import MaskLoss
-
-ALL_TILES = 0
-"""The number of the fold that holds nothing back."""
 
 
 def input_frame(recipe: Recipe, base: LoadedBase) -> tuple[int, Normalise]:
@@ -319,7 +316,7 @@ class FoldTrainer:
 def _split(run: Run, fold: int) -> tuple[list[str], list[str]]:
     """Tiles to fit and to validate on, by name."""
     if run.recipe.train.validate_on == "test":
-        return run.folds.train(fold), run.folds.test(fold)
+        return run.folds.train(fold), [] if fold == ALL_TILES else run.folds.test(fold)
     return inner_split(run.folds, fold, seed=run.recipe.seed)
 
 

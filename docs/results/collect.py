@@ -1,0 +1,62 @@
+"""Gather the numbers of a run, and of evaluations beside it, into the form of study.json.
+
+python docs/results/collect.py RUN [EVALUATION ...] > docs/results/study.json
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+KEYS = ("recipe", "base", "stage", "protocol", "seed", "epochs", "input_size", "tiles", "of_tiles", "interval")
+MEASURES = ("dice", "aji", "pq", "aji_plus", "dq", "sq", "f1", "msa", "count_error")
+
+
+def scores(row: dict) -> dict:
+    return {key: row[key] for key in ("fold", "tiles", *MEASURES) if key in row}
+
+
+def from_run(folder: Path) -> list[dict]:
+    return [
+        {
+            **{key: entry[key] for key in KEYS},
+            "folds": [scores(row) for row in entry["folds"]],
+            "mean": scores(entry["mean"]),
+            "command": entry["command"],
+            "commit": entry["commit"],
+        }
+        for entry in json.loads((folder / "summary.json").read_text())["results"]
+    ]
+
+
+def from_evaluation(folder: Path, run_entry: dict) -> list[dict]:
+    """Entries of `nuclora evaluate`, on the run's own tiles, with what differs from the run's settings."""
+    summary = json.loads((folder / "summary.json").read_text())
+    tuned = any("adapter_sha256" in model for model in summary["models"].values())
+    return [
+        {
+            **{key: run_entry[key] for key in ("recipe", "base", "seed", "input_size", "of_tiles")},
+            "stage": "fine-tuned" if tuned else "zero-shot",
+            "epochs": run_entry["epochs"] if tuned else 0,
+            "protocol": protocol,
+            "settings": summary["settings"],
+            "tiles": entry["tiles"],
+            "interval": entry["interval"],
+            "folds": [scores(row) for row in entry["folds"]],
+            "mean": scores(entry["mean"]),
+            "command": summary["session"]["command"],
+            "commit": summary["session"]["commit"],
+        }
+        for protocol, entry in summary["protocols"].items()
+    ]
+
+
+if __name__ == "__main__":
+    run, *evaluations = map(Path, sys.argv[1:])
+    entries = from_run(run)
+    tuned = next(entry for entry in entries if entry["stage"] == "fine-tuned")
+    for evaluation in evaluations:
+        entries += from_evaluation(evaluation, tuned)
+    json.dump(entries, sys.stdout, indent=1)
+    print()

@@ -1,0 +1,132 @@
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+import pytest
+
+from nuclora.errors import NucloraError
+from nuclora.files import AppendLog, write_atomic
+
+
+def _names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def _raiser(error: BaseException):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("content", "written"), [("täglich\n", "täglich\n".encode()), (b"\0\xff", b"\0\xff"), ("", b"")]
+)
+def test_what_is_written_is_there_and_nothing_else(content, written, tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    write_atomic(path, content)
+    write_atomic(path, content)
+    assert path.read_bytes() == written
+    assert _names(path.parent) == ["file.txt"]
+    assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize("where", ["fsync", "replace"])
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "Input/output error"), KeyboardInterrupt()])
+def test_old_content_survives_a_failure(where, error, tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    write_atomic(path, "old")
+    owner = os if where == "fsync" else Path
+    monkeypatch.setattr(owner, where, _raiser(error))
+    with pytest.raises((NucloraError, KeyboardInterrupt)):
+        write_atomic(path, "new")
+    monkeypatch.undo()
+    assert path.read_text() == "old"
+    assert _names(tmp_path) == ["file.txt"]
+
+
+@pytest.mark.parametrize(
+    ("number", "mend"),
+    [
+        (errno.ENOSPC, "free some space and run the same command again"),
+        (errno.EDQUOT, "free some space and run the same command again"),
+        (errno.EACCES, "check the path and its permissions"),
+        (errno.EROFS, "check the path and its permissions"),
+    ],
+)
+def test_a_full_or_locked_disk_is_told_in_one_line(number, mend, tmp_path, monkeypatch):
+    path = tmp_path / "file.txt"
+    monkeypatch.setattr(os, "fsync", _raiser(OSError(number, os.strerror(number))))
+    with pytest.raises(NucloraError) as caught:
+        write_atomic(path, "new")
+    line = str(caught.value)
+    assert line.startswith(f"{path}: cannot write ({os.strerror(number)}); {mend}")
+    assert "\n" not in line
+    assert _names(tmp_path) == []
+
+
+def test_a_path_through_a_file_or_onto_a_folder_is_told(tmp_path):
+    (tmp_path / "file").write_text("here")
+    (tmp_path / "folder" / "inside").mkdir(parents=True)
+    for path in (tmp_path / "file" / "below", tmp_path / "folder"):
+        with pytest.raises(NucloraError, match=r"cannot write \(.*\); check the path"):
+            write_atomic(path, "new")
+    assert _names(tmp_path) == ["file", "folder"]
+    assert (tmp_path / "file").read_text() == "here"
+
+
+def test_lines_come_back(tmp_path):
+    log = AppendLog(tmp_path / "folder" / "log")
+    assert log.lines() == []
+    for line in ("one", "", "drei ä"):
+        log.append(line)
+    assert log.lines() == AppendLog(log.path).lines() == ["one", "", "drei ä"]
+    assert log.path.read_bytes() == "one\n\ndrei ä\n".encode()
+    log.rewrite(["four"])
+    log.append("five")
+    assert log.lines() == ["four", "five"]
+
+
+@pytest.mark.parametrize("torn", [b"tor", "ä".encode()[:1], b"torn, and much longer than any block" * 1000])
+def test_a_torn_line_is_passed_over_and_the_next_append_drops_it(torn, tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"whole\n" + torn)
+    log = AppendLog(path)
+    assert log.lines() == ["whole"]
+    assert path.read_bytes() == b"whole\n" + torn
+    log.append("next")
+    assert path.read_bytes() == b"whole\nnext\n"
+
+
+def test_reading_writes_nothing(tmp_path):
+    assert AppendLog(tmp_path / "none" / "log").lines() == []
+    assert _names(tmp_path) == []
+    path = tmp_path / "log"
+    path.write_bytes(b"whole\ntorn")
+    before = path.stat()
+    reader, writer = AppendLog(path), AppendLog(path)
+    assert reader.lines() == ["whole"]
+    after = path.stat()
+    assert (after.st_mtime_ns, after.st_ino, after.st_size) == (before.st_mtime_ns, before.st_ino, before.st_size)
+    # A reader beside a writer, as `nuclora report` beside `nuclora cv`, sees whole lines as they come.
+    writer.append("next")
+    assert reader.lines() == ["whole", "next"]
+
+
+def test_only_the_first_append_looks_for_a_torn_line(tmp_path, monkeypatch):
+    log = AppendLog(tmp_path / "log")
+    log.append("one")
+    monkeypatch.setattr(Path, "read_bytes", _raiser(AssertionError("read again")))
+    log.append("two")
+    monkeypatch.undo()
+    assert log.lines() == ["one", "two"]
+
+
+def test_appending_to_a_full_disk_is_told(tmp_path, monkeypatch):
+    log = AppendLog(tmp_path / "log")
+    log.append("one")
+    monkeypatch.setattr(Path, "open", _raiser(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(NucloraError, match=r"log: cannot write \(No space left on device\); free some space"):
+        log.append("two")

@@ -1,0 +1,285 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from nuclora.data.folds import FoldRow, FoldTable
+from nuclora.errors import NucloraError
+from nuclora.files import write_atomic
+from nuclora.recipe import load_recipe
+from nuclora.run import FINE_TUNED, ZERO_SHOT, Evaluation, Run
+
+TABLE = FoldTable(tuple(FoldRow(f"human liver/tile {n}", "human liver", 1 + n % 2) for n in range(4)))
+BASE = {"name": "mobile_sam", "sha256": "ab" * 32, "path": "/somewhere/mobile_sam.pt"}
+DATA = {"root": "/somewhere/tiles", "format": "nuinsseg"}
+
+
+def _start(folder: Path, recipe=None, folds=TABLE, base=BASE, data=DATA) -> Run:
+    return Run.start(folder, recipe=recipe or load_recipe("paper"), folds=folds, base=base, data=data)
+
+
+def _files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+def test_a_run_reads_back_what_it_was_started_with(tmp_path):
+    recipe = load_recipe("paper", ["train.learning_rate=5e-4"])
+    _start(tmp_path / "run", recipe)
+    assert _files(tmp_path / "run") == ["folds.csv", "recipe.yaml", "run.json"]
+    run = Run(tmp_path / "run")
+    assert run.recipe == recipe
+    assert run.folds == TABLE
+    assert run.info["base"] == {"name": "mobile_sam", "sha256": "ab" * 32}
+    assert (run.info["data"], run.info["base_path"]) == (DATA, BASE["path"])
+    assert run.info["recipe"] == recipe.model_dump(mode="json")
+    assert run.info["folds_sha256"] == TABLE.sha256
+
+
+def test_each_session_is_noted_and_places_may_move(tmp_path):
+    _start(tmp_path / "run").begin_session()
+    moved = {"root": "/elsewhere", "format": "nuinsseg"}
+    _start(tmp_path / "run", base={**BASE, "path": "/elsewhere/weights.pt"}, data=moved).begin_session()
+    info = Run(tmp_path / "run").info
+    assert (info["data"], info["base_path"]) == (moved, "/elsewhere/weights.pt")
+    assert len(info["sessions"]) == 2
+    for session in info["sessions"]:
+        assert session["packages"].keys() >= {"nuclora", "torch", "transformers", "peft"}
+        assert session["cores"] >= 1
+        assert session["command"]
+        assert session["started"].endswith("+00:00")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"recipe": load_recipe("paper", ["train.epochs=10", "loss.dice=1"])},
+            r"made from something else: recipe\.loss\.dice is 0\.0 there, 1\.0 asked; "
+            r"recipe\.train\.epochs is 5 there, 10 asked; use another -o",
+        ),
+        ({"base": {**BASE, "sha256": "cd" * 32}}, rf"base\.sha256 is {'ab' * 32} there, {'cd' * 32} asked"),
+        ({"base": {**BASE, "name": "sam_vit_b"}}, r"base\.name is mobile_sam there, sam_vit_b asked"),
+        ({"folds": FoldTable(TABLE.rows[::-1])}, rf"folds_sha256 is {TABLE.sha256} there"),
+    ],
+)
+def test_something_else_is_refused_with_the_differences(changes, told, tmp_path):
+    _start(tmp_path / "run")
+    before = (tmp_path / "run" / "run.json").read_bytes()
+    with pytest.raises(NucloraError, match=told) as caught:
+        _start(tmp_path / "run", **changes)
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "run" / "run.json").read_bytes() == before
+
+
+def test_a_recipe_or_fold_table_edited_inside_the_run_is_noticed(tmp_path):
+    _start(tmp_path / "run")
+    path = tmp_path / "run" / "recipe.yaml"
+    original = path.read_text()
+    path.write_text(original.replace("epochs: 5", "epochs: 6"))
+    with pytest.raises(NucloraError, match=r"recipe\.train\.epochs is 6 there, 5 asked"):
+        _start(tmp_path / "run")
+    path.write_text(original)
+    FoldTable(TABLE.rows[:2]).write(tmp_path / "run" / "folds.csv")
+    with pytest.raises(NucloraError, match="folds_sha256"):
+        _start(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", ".git", "fold-1"])
+def test_a_foreign_folder_is_left_alone(name, tmp_path):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(NucloraError, match=r"neither empty nor a nuclora run; name a new folder"):
+        _start(tmp_path)
+    assert _files(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("write", [1, 2, 3, 4])
+def test_a_start_that_dies_at_any_write_can_be_repeated(write, tmp_path):
+    """SIGKILL before the nth file is put in place."""
+    driver = f"""
+import os, signal
+from pathlib import Path
+from tests_driver import start
+replace, left = Path.replace, {write}
+def dying(self, target):
+    global left
+    left -= 1
+    if left == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return replace(self, target)
+Path.replace = dying
+start()
+"""
+    module = (
+        "from pathlib import Path\n"
+        "from nuclora.data.folds import FoldTable\n"
+        "from nuclora.recipe import load_recipe\n"
+        "from nuclora.run import Run\n"
+        "def start():\n"
+        f"    Run.start(Path({str(tmp_path / 'run')!r}), recipe=load_recipe('paper'),\n"
+        f"        folds=FoldTable.read({str(tmp_path / 'folds.csv')!r}), base={BASE!r}, data={DATA!r}\n"
+        "    ).begin_session()\n"
+    )
+    (tmp_path / "tests_driver.py").write_text(module)
+    TABLE.write(tmp_path / "folds.csv")
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    killed = subprocess.run([sys.executable, "-c", driver], env=environment, check=False, capture_output=True)
+    assert killed.returncode == -9, killed.stderr.decode()
+    run = _start(tmp_path / "run")
+    assert (run.recipe, run.folds) == (load_recipe("paper"), TABLE)
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"recipe": ', b"\xff", b"[]", b"null", b"3", b"{}"])
+def test_a_missing_or_damaged_run_json_is_told(content, tmp_path):
+    _start(tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(NucloraError, match=r"run: holds no nuclora run \(run\.json is missing or broken\); name"):
+        Run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("recipe.yaml", "name: [", r"recipe\.yaml: not YAML"),
+        ("recipe.yaml", None, r"recipe\.yaml: no such recipe"),
+        ("folds.csv", "tile,group\n", r"folds\.csv: not a fold table"),
+        ("folds.csv", None, r"folds\.csv: no such file"),
+    ],
+)
+def test_another_damaged_file_of_a_run_is_named(file, content, told, tmp_path):
+    _start(tmp_path / "run")
+    path = tmp_path / "run" / file
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(NucloraError, match=told):
+        _start(tmp_path / "run")
+
+
+def test_a_run_is_held_by_one_process(tmp_path):
+    run = _start(tmp_path / "run")
+    code = (
+        "import sys; from pathlib import Path; from nuclora.run import Run\n"
+        "from nuclora.errors import NucloraError\n"
+        "try:\n"
+        "    with Run(Path(sys.argv[1])).locked(): print('held')\n"
+        "except NucloraError as error: print(error)\n"
+    )
+
+    def other() -> str:
+        command = [sys.executable, "-c", code, str(run.folder)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    with run.locked():
+        assert "another nuclora works on this run; wait for it or stop it" in other()
+    assert other() == "held\n"
+    with pytest.raises(ZeroDivisionError), run.locked():
+        raise ZeroDivisionError
+    with run.locked():
+        pass
+
+
+NAMES = ["human liver/human_liver_01", "a", 'deep/er/and "quoted", with comma', "Gewebe ä/ß 2"]
+
+
+def _row(name: str, fold: int, values) -> dict:
+    return {"tile": name, "group": "human liver, left", "fold": fold, **values}
+
+
+def test_scores_come_back(tmp_path):
+    evaluation = Evaluation(tmp_path)
+    rows = [_row(name, fold, {"dice": fold / 7, "aji": 1}) for fold, name in enumerate(NAMES, 1)]
+    for row in rows:
+        evaluation.add(row, np.zeros((3, 4), np.int32))
+    assert Evaluation(tmp_path).rows == rows
+    assert all(type(row["fold"]) is int for row in evaluation.rows)
+
+
+@pytest.mark.parametrize(
+    "value", [1 / 3, np.float64(2 / 3), np.nextafter(1.0, 2.0), -0.0, float("inf"), 7, np.int64(7)]
+)
+def test_any_number_comes_back_exactly(value, tmp_path):
+    evaluation = Evaluation(tmp_path)
+    evaluation.add(_row("t", 1, {"dice": value}), np.zeros((3, 4), np.int32))
+    assert evaluation.rows[0]["dice"].hex() == float(value).hex()
+
+
+def test_labels_come_back_under_names_with_spaces_and_slashes(tmp_path):
+    evaluation = Evaluation(tmp_path)
+    maps = {
+        name: np.random.default_rng(index).integers(0, 2**31 - 1, (5, 7), dtype=np.int32)
+        for index, name in enumerate(NAMES)
+    }
+    for name, labels in maps.items():
+        evaluation.add(_row(name, 1, {"dice": 0.5}), labels)
+    for name, labels in maps.items():
+        read = evaluation.labels(name)
+        assert read.dtype == np.int32
+        assert np.array_equal(read, labels)
+    assert (tmp_path / "labels" / "human liver" / "human_liver_01.tif").is_file()
+
+
+def test_a_score_never_lacks_its_labels(tmp_path, monkeypatch):
+    evaluation = Evaluation(tmp_path)
+
+    def fail(*_: object) -> None:
+        raise NucloraError("no space")
+
+    monkeypatch.setattr("nuclora.run.write_labels", fail)
+    with pytest.raises(NucloraError):
+        evaluation.add(_row("a", 1, {"dice": 0.5}), np.zeros((3, 4), np.int32))
+    assert Evaluation(tmp_path).rows == []
+
+
+@pytest.mark.parametrize("cut", range(1, 60, 7))
+def test_a_torn_score_is_done_again(cut, tmp_path):
+    labels = np.zeros((3, 4), np.int32)
+    evaluation = Evaluation(tmp_path)
+    rows = [_row(name, 1, {"dice": 0.25, "aji": 0.125}) for name in NAMES]
+    for row in rows[:2]:
+        evaluation.add(row, labels)
+    whole = (tmp_path / "scores.csv").read_bytes()
+    (tmp_path / "scores.csv").write_bytes(whole[:-cut])
+    resumed = Evaluation(tmp_path)
+    kept = resumed.rows
+    assert kept == rows[: len(kept)]
+    assert len(kept) < 2
+    for row in rows[len(kept) :]:
+        resumed.add(row, labels)
+    assert Evaluation(tmp_path).rows == rows
+
+
+def test_rows_of_a_stage_are_those_of_all_its_folds(tmp_path):
+    run = _start(tmp_path / "run")
+    labels = np.zeros((3, 4), np.int32)
+    for row in TABLE.rows:
+        for evaluation in (run.fine_tuned(row.fold, "automatic"), run.zero_shot("automatic")):
+            evaluation.add({"tile": row.tile, "group": row.group, "fold": row.fold, "dice": 0.5}, labels)
+    assert sorted(row["tile"] for row in run.rows(FINE_TUNED, "automatic")) == [row.tile for row in TABLE.rows]
+    assert [row["tile"] for row in run.rows(ZERO_SHOT, "automatic")] == [row.tile for row in TABLE.rows]
+    assert run.rows(FINE_TUNED, "oracle-box") == []
+    assert run.evaluation_of(ZERO_SHOT, "automatic", 2).folder == run.folder / "zero-shot" / "automatic"
+    assert run.evaluation_of(FINE_TUNED, "automatic", 2).folder == run.folder / "fold-2" / "automatic"
+
+
+def test_training_records_pass_over_a_torn_line(tmp_path):
+    run = _start(tmp_path / "run")
+    records = [{"kind": "step", "epoch": 1, "step": n, "loss": 1 / (n + 1)} for n in range(3)]
+    for record in records:
+        run.training_log(1).append(json.dumps(record))
+    path = run.fold_folder(1) / "metrics.jsonl"
+    path.write_bytes(path.read_bytes()[:-5])
+    assert run.training_records(1) == records[:2]
+    assert run.training_records(2) == []
+
+
+def test_everything_is_inside_the_run(tmp_path):
+    run = _start(tmp_path / "run")
+    assert run.adapter_folder(3) == run.folder / "fold-3" / "adapter"
+    assert run.checkpoint_path(3).parent == run.best_path(3).parent == run.fold_folder(3)
+    write_atomic(run.summary_path, "{}")
+    assert run.report_folder.parent == run.folder
