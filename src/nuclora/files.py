@@ -33,6 +33,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         NucloraError: The disk is full or the path cannot be written.
     """
+    if path.exists() and not path.is_file() and not path.is_dir():
+        # Root could replace /dev/null by a file, and break the machine.
+        raise NucloraError("a device, not a file", path=path, mend="name a file")
     data = content.encode("utf-8") if isinstance(content, str) else content
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +61,7 @@ class AppendLog:
 
     def lines(self) -> list[str]:
         """The whole lines so far, without line ends."""
-        return self._whole().decode("utf-8").splitlines()
+        return self._whole().decode("utf-8").split("\n")[:-1]
 
     def append(self, line: str) -> None:
         """Add one line."""

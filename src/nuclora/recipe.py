@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -20,7 +20,7 @@ Protocol = Literal["oracle-box", "oracle-point", "automatic"]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class AdapterSettings(_Strict):
@@ -49,7 +49,9 @@ class AdapterSettings(_Strict):
 class InputSettings(_Strict):
     """How a tile becomes the network's input."""
 
-    size: int | None = Field(1024, ge=32, description="side of the square input in pixels; null: the base's own")
+    size: int | None = Field(
+        1024, ge=32, le=8192, description="side of the square input in pixels; null: the base's own"
+    )
     normalise: Literal["unit", "base"] = "unit"
 
 
@@ -140,6 +142,13 @@ class EvaluateSettings(_Strict):
     min_size: int = Field(10, ge=0, description="smallest predicted nucleus in pixels of the tile")
     grid: GridSettings = GridSettings()
 
+    @field_validator("protocols")
+    @classmethod
+    def _each_once(cls, value: tuple[Protocol, ...]) -> tuple[Protocol, ...]:
+        if len(set(value)) < len(value):
+            raise ValueError("name each protocol once")
+        return value
+
 
 class Recipe(_Strict):
     """One training recipe.
@@ -149,7 +158,7 @@ class Recipe(_Strict):
 
     name: str
     base: str
-    seed: int = Field(42, ge=0)
+    seed: int = Field(42, ge=0, le=2**32 - 1)
     input: InputSettings = InputSettings()
     adapter: AdapterSettings = AdapterSettings()
     augment: AugmentSettings = AugmentSettings()
@@ -225,13 +234,27 @@ def change_evaluation(settings: EvaluateSettings, overrides: Sequence[str]) -> E
     return _validate(EvaluateSettings, fields["evaluate"], "evaluate")
 
 
-def _validate(model: type[Settings], fields: dict[str, Any], source: str) -> Settings:
+def parse_recipe(fields: Mapping[str, Any], source: str | Path) -> Recipe:
+    """The recipe that some fields make.
+
+    Args:
+        fields: As :meth:`Recipe.model_dump` gives them.
+        source: The file that they are from, for errors.
+
+    Raises:
+        NucloraError: A field that is missing, unknown or has a wrong value.
+    """
+    return _validate(Recipe, fields, str(source))
+
+
+def _validate(model: type[Settings], fields: Mapping[str, Any], source: str) -> Settings:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
+        told = {"extra_forbidden": "no such field"}.get(first["type"], first["msg"].removeprefix("Value error, "))
+        reason = f"{where}: {told}" if where else told
         raise NucloraError(f"not a valid recipe: {reason}", path=source, mend="see docs/recipes.md") from error
 
 

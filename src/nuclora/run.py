@@ -39,7 +39,7 @@ from numpy.typing import NDArray
 
 from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.errors import NucloraError
-from nuclora.files import AppendLog, write_atomic
+from nuclora.files import AppendLog, disk_errors, write_atomic
 from nuclora.io.labels import read_labels, write_labels
 from nuclora.recipe import Recipe, load_recipe
 
@@ -47,7 +47,14 @@ Row = dict[str, Any]
 ZERO_SHOT = "zero-shot"
 FINE_TUNED = "fine-tuned"
 STAGES = (ZERO_SHOT, FINE_TUNED)
-_INFO = ("recipe", "base", "folds_sha256", "data", "base_path", "sessions")
+_INFO: dict[str, type] = {
+    "recipe": dict,
+    "base": dict,
+    "folds_sha256": str,
+    "data": dict,
+    "base_path": str,
+    "sessions": list,
+}
 
 
 class Evaluation:
@@ -63,10 +70,17 @@ class Evaluation:
 
     @property
     def rows(self) -> list[Row]:
-        """One mapping a tile: `tile`, `group`, `fold`, then numbers."""
-        return [
-            {key: _parse_cell(key, value) for key, value in row.items()} for row in csv.DictReader(self._log.lines())
-        ]
+        """One mapping a tile: `tile`, `group`, `fold`, then numbers.
+
+        Raises:
+            NucloraError: The file is damaged.
+        """
+        with _damaged(self._log.path, "delete it and run the same command again: its tiles are scored anew"):
+            lines = self._log.lines()
+            reader = csv.DictReader(lines, strict=True)
+            if lines and not {"tile", "group", "fold"} <= set(reader.fieldnames or ()):
+                raise ValueError("no columns tile, group, fold")
+            return [{key: _parse_cell(key, value) for key, value in row.items()} for row in reader]
 
     def add(self, row: Mapping[str, Any], labels: NDArray[np.int32]) -> None:
         """Keep one tile's labels and then its scores, so that a score never lacks its labels."""
@@ -91,6 +105,24 @@ def _csv_line(cells: Sequence[Any]) -> str:
     return buffer.getvalue()
 
 
+@contextlib.contextmanager
+def _damaged(path: Path, mend: str) -> Iterator[None]:
+    """Turn what a damaged file leads its parser to into one line with the mend."""
+    try:
+        yield
+    except (OSError, AttributeError, TypeError, KeyError, ValueError, csv.Error) as error:
+        raise NucloraError(f"damaged ({error.__class__.__name__}: {error})", path=path, mend=mend) from error
+
+
+@contextlib.contextmanager
+def _of_the_run(source: str) -> Iterator[None]:
+    """Give the errors of a file that the run depends on the mend that fits there."""
+    try:
+        yield
+    except NucloraError as error:
+        raise NucloraError(error.reason, path=error.path, mend=f"put it back: {source}") from error
+
+
 def _parse_cell(column: str, value: str) -> Any:
     if column in ("tile", "group"):
         return value
@@ -109,16 +141,17 @@ class Run:
         self.folder = folder
         try:
             self.info: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
-            missing = [key for key in _INFO if key not in self.info]
-            if missing or not isinstance(self.info, dict):
-                raise ValueError(missing)
-        except (OSError, TypeError, ValueError) as error:
+            wrong = [key for key, kind in _INFO.items() if not isinstance(self.info[key], kind)]
+            if wrong:
+                raise ValueError(wrong)
+        except (OSError, KeyError, TypeError, ValueError) as error:
             raise NucloraError(
                 "holds no nuclora run (run.json is missing or broken)",
                 path=folder,
                 mend="name the folder given to -o",
             ) from error
-        self.recipe: Recipe = load_recipe(folder / "recipe.yaml")
+        with _of_the_run("the recipe in run.json beside it is the same"):
+            self.recipe: Recipe = load_recipe(folder / "recipe.yaml")
 
     @classmethod
     def start(
@@ -162,6 +195,8 @@ class Run:
                     path=folder,
                     mend="use another -o, or the same settings to go on",
                 )
+        elif folder.exists() and not folder.is_dir():
+            raise NucloraError("not a folder", path=folder, mend="name a new folder with -o")
         elif folder.exists() and not all(_left_by_a_start(path) for path in folder.iterdir()):
             raise NucloraError("neither empty nor a nuclora run", path=folder, mend="name a new folder with -o")
         else:
@@ -184,12 +219,13 @@ class Run:
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; a second one is refused."""
         lock = filelock.FileLock(self.folder / ".lock", blocking=False)
-        try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise NucloraError(
-                "another nuclora works on this run", path=self.folder, mend="wait for it or stop it"
-            ) from error
+        with disk_errors(self.folder):
+            try:
+                lock.acquire()
+            except filelock.Timeout as error:
+                raise NucloraError(
+                    "another nuclora works on this run", path=self.folder, mend="wait for it or stop it"
+                ) from error
         try:
             yield
         finally:
@@ -198,7 +234,8 @@ class Run:
     @property
     def folds(self) -> FoldTable:
         """The fold table."""
-        return FoldTable.read(self.folder / "folds.csv")
+        with _of_the_run("`nuclora folds` with the run's data, -k, --seed and --by writes the same"):
+            return FoldTable.read(self.folder / "folds.csv")
 
     def fold_folder(self, fold: int) -> Path:
         """Where one fold keeps its files."""
@@ -221,8 +258,17 @@ class Run:
         return AppendLog(self.fold_folder(fold) / "metrics.jsonl")
 
     def training_records(self, fold: int) -> list[Row]:
-        """The records of the fold's `metrics.jsonl`: each has `kind` (step, epoch, validation), `epoch`, `step`."""
-        return [json.loads(line) for line in self.training_log(fold).lines()]
+        """The records of the fold's `metrics.jsonl`: each has `kind` (step, epoch, validation), `epoch`, `step`.
+
+        Raises:
+            NucloraError: The file is damaged.
+        """
+        log = self.training_log(fold)
+        with _damaged(log.path, "delete it: only curves of the training are lost"):
+            records = [json.loads(line) for line in log.lines()]
+            if any(not {"kind", "epoch", "step"} <= record.keys() for record in records):
+                raise ValueError("a record without kind, epoch or step")
+            return records
 
     def zero_shot(self, protocol: str) -> Evaluation:
         """The base's own evaluation, over the test tiles of every fold."""

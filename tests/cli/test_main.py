@@ -98,7 +98,7 @@ def _is_one_line(error: str, told: str) -> bool:
     [
         (("data", "check", "no/such/folder"), "no/such/folder: no such folder"),
         # The first of these to have loaded torch and transformers, which like to say things on standard error.
-        (("train", ".", "-o", "x", "--set", "train.epoch=3"), "train.epoch: Extra inputs are not permitted"),
+        (("train", ".", "-o", "x", "--set", "train.epoch=3"), "train.epoch: no such field"),
     ],
     ids=["data", "train"],
 )

@@ -35,7 +35,8 @@ def fetch(
     from nuclora.data.fetch import fetch_nuinsseg
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, TimeRemainingColumn(), console=_stderr()) as bar:
+    console = _stderr()
+    with Progress(*columns, TimeRemainingColumn(), console=console, disable=not console.is_terminal) as bar:
         fetch_nuinsseg(dest, _phases(bar))
     typer.echo(f"{name} is in {dest}; look it over with: nuclora data check {shlex.quote(str(dest))}")
 
@@ -70,7 +71,7 @@ def check(
 def synth(
     dest: Annotated[Path, typer.Argument(help="New folder for the data set, in NuInsSeg's layout.")],
     tiles: Annotated[int, typer.Option(min=1, help="Number of tiles.")] = 24,
-    size: Annotated[int, typer.Option(min=32, help="Side of a tile in pixels.")] = 256,
+    size: Annotated[int, typer.Option(min=64, help="Side of a tile in pixels.")] = 256,
     organs: Annotated[int, typer.Option(min=1, help="Number of organs, each with its own look.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed; equal seeds make equal tiles.")] = 0,
 ) -> None:
@@ -130,10 +131,12 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
     console.print(grid)
     for note in report.notes:
         named = ", ".join(note.tiles[:3]) + (", ..." if len(note.tiles) > 3 else "")
-        console.print(f"[cyan]note[/]   {escape(note.text)}: {escape(named)}", highlight=False)
+        console.print(f"[cyan]note[/]   {escape(note.text)}: {escape(named)}", highlight=False, soft_wrap=True)
     for fault in report.faults[:max_faults]:
         mend = f"; {fault.mend}" if fault.mend else ""
-        console.print(f"[red]fault[/]  {escape(fault.path)}: {escape(fault.reason + mend)}", highlight=False)
+        console.print(
+            f"[red]fault[/]  {escape(fault.path)}: {escape(fault.reason + mend)}", highlight=False, soft_wrap=True
+        )
     hidden = len(report.faults) - max_faults
     if hidden > 0:
         console.print(f"[red]fault[/]  and {hidden} more: see --max-faults or --json", highlight=False)
@@ -144,7 +147,9 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
 
 
 def _cells(row: GroupStatistics, name: str | None = None) -> tuple[str, ...]:
+    from rich.markup import escape
+
     height, width, _ = row.sizes[0]
     others = f" and {len(row.sizes) - 1} more" if len(row.sizes) > 1 else ""
     spread = [" / ".join(f"{value:.0f}" for value in values) if values else "-" for values in (row.area, row.diameter)]
-    return name or row.group, str(row.tiles), f"{row.nuclei:,}", f"{height} x {width}{others}", *spread
+    return escape(name or row.group), str(row.tiles), f"{row.nuclei:,}", f"{height} x {width}{others}", *spread

@@ -19,6 +19,7 @@ def demo(
     Zero-shot and fine-tuned scores stand in one table. Started again it goes on from what is there.
     """
     from rich.console import Console
+    from rich.markup import escape
 
     from nuclora.cli.runs import cross_validate_and_print
     from nuclora.data import open_tiles
@@ -31,7 +32,7 @@ def demo(
     started = time.monotonic()
     data = out / "data"
     if not data.exists():
-        console.print(f"[bold]1[/] synthetic H&E tiles, in NuInsSeg's layout: {data}", highlight=False)
+        console.print(f"[bold]1[/] synthetic H&E tiles, in NuInsSeg's layout: {escape(str(data))}", highlight=False)
         write_dataset(data, tiles=24, size=256, organs=3, seed=0)
     recipe = load_recipe("smoke")
     tiles = open_tiles(data)
@@ -42,5 +43,5 @@ def demo(
     if run is None:
         return
     page = write_report(run)
-    console.print(f"[bold]3[/] report with pictures: {page.resolve()}", highlight=False, soft_wrap=True)
+    console.print(f"[bold]3[/] report with pictures: {escape(str(page.resolve()))}", highlight=False, soft_wrap=True)
     console.print(f"done in {(time.monotonic() - started) / 60:.1f} minutes", highlight=False)

@@ -13,6 +13,7 @@ from nuclora.cli.options import AsJson
 def doctor(json_: AsJson = False) -> None:
     """What this machine can do, what is missing, how to get it."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     from nuclora.doctor import diagnose
@@ -27,7 +28,7 @@ def doctor(json_: AsJson = False) -> None:
         for column in ("", "what", "found", "mend"):
             table.add_column(column, overflow="fold")
         for finding in findings:
-            table.add_row(marks[finding.state], finding.what, finding.found, finding.mend)
+            table.add_row(marks[finding.state], *map(escape, (finding.what, finding.found, finding.mend)))
         console.print(table)
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(2)

@@ -31,7 +31,10 @@ def evaluate(
     protocols: Annotated[
         list[str] | None,
         typer.Option(
-            "--protocol", "-p", help="oracle-box, oracle-point or automatic; may be repeated.", show_default="all"
+            "--protocol",
+            "-p",
+            help="oracle-box, oracle-point or automatic; may be repeated.",
+            show_default="the recipe's",
         ),
     ] = None,
     base: Annotated[
@@ -43,7 +46,8 @@ def evaluate(
         typer.Option("--set", metavar="FIELD=VALUE", help="Change an evaluate field of the recipe; may be repeated."),
     ] = None,
     input_size: Annotated[
-        int | None, typer.Option(min=32, help="Side of the square input in pixels.", show_default="the model's")
+        int | None,
+        typer.Option(min=32, max=8192, help="Side of the square input in pixels.", show_default="the model's"),
     ] = None,
     precision: Annotated[str, typer.Option(help="Compute in this: no (float32), bf16 or fp16.")] = "no",
     data_format: DataFormat = None,
@@ -62,28 +66,35 @@ def evaluate(
     from nuclora.inference.protocols import PROTOCOLS
     from nuclora.inference.standalone import evaluate_source, find_source
     from nuclora.recipe import change_evaluation
+    from nuclora.training.interrupt import Interrupt
 
     model, data = _model_and_data(places, base)
-    chosen = tuple(dict.fromkeys(protocols or PROTOCOLS))
-    for name, known in ((precision, PRECISIONS), *((protocol, PROTOCOLS) for protocol in chosen)):
+    for name, known in ((precision, PRECISIONS), *((protocol, PROTOCOLS) for protocol in protocols or ())):
         if name not in known:
             raise NucloraError(f"no such choice: {name}", mend=f"choose one of {', '.join(known)}")
     tiles = open_tiles(data, data_format)
     source = find_source(model, tiles)
     settings = change_evaluation(source.settings, set_fields or [])
+    chosen = tuple(dict.fromkeys(protocols or settings.protocols))
     monitor = ProgressMonitor()
+
+    def progress(done: int, total: int) -> None:
+        monitor.evaluated(model, done, total)
+        interrupt.check()
+
     try:
-        summary = evaluate_source(
-            source,
-            tiles,
-            out,
-            protocols=chosen,
-            settings=settings,
-            weights=weights,
-            precision=cast(Precision, precision),
-            input_size=input_size,
-            progress=lambda done, total: monitor.evaluated(model, done, total),
-        )
+        with Interrupt() as interrupt:
+            summary = evaluate_source(
+                source,
+                tiles,
+                out,
+                protocols=chosen,
+                settings=settings,
+                weights=weights,
+                precision=cast(Precision, precision),
+                input_size=input_size,
+                progress=progress,
+            )
     finally:
         monitor.close()
     console = Console()
@@ -91,7 +102,7 @@ def evaluate(
         console.print_json(json.dumps(summary))
     else:
         _print_table(console, model, summary["protocols"])
-        console.print(f"scores and labels: {out}", soft_wrap=True, highlight=False)
+        console.print(f"scores and labels: {out}", soft_wrap=True, highlight=False, markup=False)
 
 
 def _model_and_data(places: list[str], base: str | None) -> tuple[str, str]:
@@ -108,10 +119,14 @@ def _model_and_data(places: list[str], base: str | None) -> tuple[str, str]:
 
 def _print_table(console: Console, model: str, protocols: dict[str, Any]) -> None:
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(
-        title=f"{model}: mean and 95 % interval over tiles", title_justify="left", box=box.SIMPLE_HEAD, padding=0
+        title=f"{escape(model)}: mean and 95 % interval over tiles",
+        title_justify="left",
+        box=box.SIMPLE_HEAD,
+        padding=0,
     )
     table.add_column("measure")
     for name, summary in protocols.items():

@@ -53,6 +53,7 @@ def _groups(table: FoldTable, fold: int) -> list[str]:
 
 def _print(table: FoldTable, output: Path) -> None:
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
@@ -62,7 +63,7 @@ def _print(table: FoldTable, output: Path) -> None:
     for fold in table.folds:
         groups = _groups(table, fold)
         named = ", ".join(groups) if len(groups) <= 8 else f"{len(groups)} organs"
-        grid.add_row(str(fold), str(len(table.test(fold))), str(len(table.train(fold))), named)
+        grid.add_row(str(fold), str(len(table.test(fold))), str(len(table.train(fold))), escape(named))
     console.print(grid)
-    console.print(f"sha256 {table.sha256}", highlight=False)
-    console.print(f"written to {output}", highlight=False)
+    console.print(f"sha256 {table.sha256}", soft_wrap=True, highlight=False)
+    console.print(f"written to {output}", soft_wrap=True, highlight=False, markup=False)

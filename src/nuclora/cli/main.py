@@ -6,8 +6,10 @@ The command modules import next to nothing until they run, so that `nuclora --he
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -15,6 +17,8 @@ import typer
 from nuclora.cli import cv, data, demo, doctor, evaluate, folds, params, report, train, weights
 from nuclora.errors import NucloraError
 from nuclora.training.interrupt import Stopped
+
+STOPPED = 130
 
 app = typer.Typer(
     add_completion=False,
@@ -53,23 +57,38 @@ def nuclora(
     """Teach the Segment Anything Model your nuclei: LoRA fine-tuning for nuclei segmentation in H&E histology."""
 
 
+def _stop(number: int, frame: FrameType | None) -> None:
+    typer.echo("nuclora: stopped", err=True)
+    sys.exit(STOPPED)
+
+
 def run() -> None:
     """Entry point: exit 0 done, 2 wrong use or bad input, 130 stopped by the user, 1 our fault."""
     # The hubs behind transformers and peft have nothing to say to a user of nuclora, and nothing is asked of them.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # As a KeyboardInterrupt it would end in typer's "Aborted!" and exit code 1.
+        signal.signal(signal.SIGINT, _stop)
     try:
         app()
     except NucloraError as error:
-        typer.secho(f"nuclora: {error}", fg="red", err=True)
+        typer.secho(f"nuclora: {' '.join(str(error).splitlines())}", fg="red", err=True)
         sys.exit(2)
     except Stopped:
         typer.echo("nuclora: stopped, everything is saved; run the same command again to go on", err=True)
-        sys.exit(130)
+        sys.exit(STOPPED)
     except BrokenPipeError:
         # The reader of our output (head, less) has gone; nothing is wrong.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except OSError as error:
+        # What no room foresaw, such as a disk that goes away, is still the machine's and has a name.
+        place = f"{error.filename}: " if error.filename else ""
+        typer.secho(
+            f"nuclora: {place}{error.strerror or error}; check the disk and the permissions", fg="red", err=True
+        )
+        sys.exit(2)
     except Exception:
         traceback.print_exc()
         typer.secho("nuclora: this is our fault, not yours; please report it with the lines above", fg="red", err=True)

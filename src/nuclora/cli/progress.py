@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -77,7 +78,7 @@ class ProgressMonitor(Monitor):
         self._title, self._total, self._count = title, total, done
         self._began = self._said = time.monotonic()
         self._first = done
-        self._task = self._progress.add_task(title, total=total, completed=done, detail="")
+        self._task = self._progress.add_task(escape(title), total=total, completed=done, detail="")
 
     def _advance(self, detail: str) -> None:
         self._count += 1
@@ -90,4 +91,4 @@ class ProgressMonitor(Monitor):
             self._say(f"{self._title}: {self._count}/{self._total}  {detail}  {left / 60:.0f} min left")
 
     def _say(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True)
+        self._console.print(line, highlight=False, soft_wrap=True, markup=False)

@@ -72,14 +72,18 @@ def cross_validate_and_print(
     console = Console()
     if folds and ALL_TILES in folds:
         adapter = str(run.adapter_folder(ALL_TILES))
-        console.print_json(json.dumps({"adapter": adapter})) if as_json else console.print(f"adapter: {adapter}")
+        console.print_json(json.dumps({"adapter": adapter})) if as_json else console.print(
+            f"adapter: {adapter}", soft_wrap=True, highlight=False, markup=False
+        )
         return run
     summary = write_summary(run)
     if as_json:
         console.print_json(json.dumps(summary))
     else:
         print_table(console, summary)
-        console.print(f"run: {run.folder}   next: nuclora report {run.folder}", soft_wrap=True, highlight=False)
+        console.print(
+            f"run: {run.folder}   next: nuclora report {run.folder}", soft_wrap=True, highlight=False, markup=False
+        )
     return run
 
 

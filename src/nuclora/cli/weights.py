@@ -46,6 +46,7 @@ def list_(json_: AsJson = False) -> None:
 
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     view = Table(box=box.SIMPLE_HEAD)
@@ -56,7 +57,7 @@ def list_(json_: AsJson = False) -> None:
     view.add_column("weights", overflow="fold")
     for name, base in published.items():
         here = found[name]
-        where = str(here) if here else "[dim]-[/]"
+        where = escape(str(here)) if here else "[dim]-[/]"
         view.add_row(name, base.encoder, f"{base.input_size}", f"{base.bytes / 1e6:,.0f}", where)
     console = Console()
     console.print(view)
@@ -73,7 +74,8 @@ def fetch(name: Annotated[str, typer.Argument(help="A base of `nuclora weights l
     from nuclora.models import checkpoints
 
     columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task(name, total=None)
         path = checkpoints.fetch(name, lambda had, size: bar.update(task, completed=had, total=size))
     typer.echo(path)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nuclora.data import folder, nuinsseg
-from nuclora.data.tiles import Listing, Sample, Tile, TileSet
+from nuclora.data.tiles import Listing, Sample, Tile, TileSet, name_faults
 from nuclora.errors import NucloraError
 
 __all__ = ["FORMATS", "Format", "Listing", "Sample", "Tile", "TileSet", "list_tiles", "open_tiles"]
@@ -63,7 +63,8 @@ def list_tiles(root: str | Path, format: str | None = None) -> Listing:
         name = _look(root) if format is None else format
         if name not in FORMATS:
             raise NucloraError(f"no data format named {name!r}", mend=f"use one of {', '.join(FORMATS)}")
-        return FORMATS[name].list_tiles(root)
+        listing = FORMATS[name].list_tiles(root)
+        return replace(listing, faults=(*listing.faults, *name_faults(listing.tiles, root)))
     except OSError as error:
         raise NucloraError(f"cannot be listed ({error.strerror})", path=error.filename or root) from error
 

@@ -74,9 +74,16 @@ def _by_name(folder: Path, suffixes: Collection[str]) -> tuple[dict[str, Path], 
 def _missing(folder: Path, name: str, path: Path, what: str) -> NucloraError:
     nearby = folder / Path(name).parent
     stem = Path(name).name
+    shown = Path(folder.name, name).parent.as_posix()
     other = sorted(entry.name for entry in nearby.iterdir() if entry.stem == stem) if nearby.is_dir() else []
     if other:
         allowed = LABEL_SUFFIXES if folder.name == LABELS else IMAGE_SUFFIXES
+        if broken := [entry for entry in other if Path(entry).suffix.lower() in allowed]:
+            return NucloraError(
+                f"no {what}: {shown}/{broken[0]} is no file, or a link to none",
+                path=path,
+                mend="put the file there",
+            )
         kinds = ", ".join(sorted(suffix[1:] for suffix in allowed))
-        return NucloraError(f"no {what}: {folder.name}/{other[0]} is none of {kinds}", path=path, mend="convert it")
+        return NucloraError(f"no {what}: {shown}/{other[0]} is none of {kinds}", path=path, mend="convert it")
     return NucloraError(f"no {what}", path=path, mend=f"add {folder.name}/{name} with its suffix, or remove this file")

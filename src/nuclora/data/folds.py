@@ -154,12 +154,15 @@ def make_folds(tiles: TileSet, k: int = 5, seed: int = 42, by: Literal["tile", "
         by: What a fold is made of.
 
     Raises:
-        NucloraError: Fewer than two folds, or more folds than tiles or organs.
+        NucloraError: Fewer than two folds, more folds than tiles or organs, or a seed out of range.
     """
     units = len(tiles) if by == "tile" else len(tiles.groups)
     if not 2 <= k <= units:
         what = counted(units, "tile" if by == "tile" else "organ")
-        raise NucloraError(f"{counted(k, 'fold')} of {what}", path=tiles.root, mend=f"choose 2 to {units} folds")
+        mend = f"choose 2 to {units} folds" if units >= 2 else f"add {'tiles' if by == 'tile' else 'organs'}"
+        raise NucloraError(f"{counted(k, 'fold')} of {what}", path=tiles.root, mend=mend)
+    if not 0 <= seed < 2**32:
+        raise NucloraError(f"{seed} is no seed", mend="choose a whole number from 0 to 4294967295")
     if by == "organ":
         fold_of = _organ_folds(Counter(tile.group for tile in tiles), k)
         return FoldTable(tuple(FoldRow(tile.name, tile.group, fold_of[tile.group]) for tile in tiles))

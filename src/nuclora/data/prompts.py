@@ -29,7 +29,7 @@ def label_boxes(labels: Labels) -> tuple[NDArray[np.int32], NDArray[np.float32]]
         >>> label_boxes(np.array([[0, 7, 7], [0, 0, 7]]))
         (array([7], dtype=int32), array([[1., 0., 2., 1.]], dtype=float32))
     """
-    regions = list(_regions(labels))
+    regions = list(label_regions(labels))
     ids = np.array([identity for identity, _ in regions], dtype=np.int32)
     boxes = [(columns.start, rows.start, columns.stop - 1, rows.stop - 1) for _, (rows, columns) in regions]
     return ids, np.array(boxes, dtype=np.float32).reshape(-1, 4)
@@ -104,11 +104,22 @@ def to_input_frame(coordinates: NDArray[np.floating], shape: tuple[int, int], si
     return mapped
 
 
-def _regions(labels: Labels) -> Iterator[tuple[int, Slices]]:
+def label_regions(labels: Labels) -> Iterator[tuple[int, Slices]]:
+    """Each id with the smallest rows and columns that hold all of it, ids ascending.
+
+    Args:
+        labels: Label map, (H, W), 0 background; ids may have gaps and be as large as int32 goes.
+    """
+    ids = None
+    if labels.max(initial=0) > labels.size:
+        # find_objects makes a list as long as the largest id.
+        ids = np.unique(labels)
+        ids = ids[ids > 0]
+        labels = np.searchsorted(ids, labels, side="right")
     # find_objects takes int32 and int64 only; wider ids than int32 are not label maps of ours.
-    for identity, region in enumerate(ndimage.find_objects(labels.astype(np.int32, copy=False)), start=1):
+    for number, region in enumerate(ndimage.find_objects(labels.astype(np.int32, copy=False)), start=1):
         if region is not None:
-            yield identity, region
+            yield number if ids is None else int(ids[number - 1]), region
 
 
 def _points(
@@ -116,7 +127,7 @@ def _points(
     ids: Sequence[int] | NDArray[np.integer] | None,
     choose: Callable[[NDArray[np.bool_]], tuple[int, int]],
 ) -> NDArray[np.float32]:
-    regions = dict(_regions(labels))
+    regions = dict(label_regions(labels))
     points = []
     for identity in regions if ids is None else (int(identity) for identity in ids):
         if identity not in regions:

@@ -20,6 +20,7 @@ from scipy import ndimage
 from nuclora.data.tiles import Sample
 from nuclora.data.tissue import LOOKS, Field, Look, Nuclei, Pose, Scene, blob, lay_out, noise, step
 from nuclora.errors import NucloraError
+from nuclora.files import disk_errors
 
 # Optical densities (red, green, blue) of one unit, read off real tiles after taking out the lamp.
 _HAEMATOXYLIN = np.array((0.70, 0.74, 0.36))
@@ -251,7 +252,7 @@ def write_dataset(dest: Path, *, tiles: int, size: int, organs: int, seed: int) 
         seed: Equal seeds make equal files.
 
     Raises:
-        NucloraError: `dest` is not empty or no folder, or the numbers make no data set.
+        NucloraError: `dest` is not empty or no folder, the numbers make no data set, or the disk is full.
     """
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise NucloraError("not an empty folder", path=dest, mend="name a new one")
@@ -259,6 +260,11 @@ def write_dataset(dest: Path, *, tiles: int, size: int, organs: int, seed: int) 
         raise NucloraError(f"{organs} synthetic organs cannot be made", mend=f"ask for 1 to {len(ORGANS)}")
     if tiles < organs:
         raise NucloraError(f"{tiles} tiles are too few for {organs} organs", mend="ask for a tile an organ at least")
+    with disk_errors(dest):
+        _write_tiles(dest, tiles, size, organs, seed)
+
+
+def _write_tiles(dest: Path, tiles: int, size: int, organs: int, seed: int) -> None:
     dest.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{dest.name}.", dir=dest.parent) as folder:
         root = Path(folder) / "tiles"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -124,7 +125,7 @@ class Listing:
         root: Folder that the tiles' order is relative to; may lie one level under the one asked for.
         format: Name of the format.
         tiles: Tiles in any order.
-        faults: One error for each missing or doubled file.
+        faults: One error for each missing or doubled file and each name that no table can hold.
     """
 
     root: Path
@@ -154,6 +155,16 @@ class Listing:
 def counted(number: int, noun: str) -> str:
     """A number and its noun, in the plural where it takes one: "1 tile", "2 tiles"."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
+
+
+def name_faults(tiles: Iterable[Tile], root: Path) -> list[NucloraError]:
+    """One error for each name that cannot stand in a line of a table: line breaks, control characters, broken UTF-8."""
+    return [
+        # Not the file as path: it would break the error's line as well.
+        NucloraError(f"a line break or control character in the name {tile.name!a}", path=root, mend="rename it")
+        for tile in tiles
+        if any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in tile.name)
+    ]
 
 
 def is_junk(path: Path) -> bool:

@@ -15,16 +15,17 @@ from peft import PeftModel
 from nuclora.data.prompts import to_input_frame
 from nuclora.inference.merge import MASK_THRESHOLD, Mask, crop_masks
 from nuclora.inference.protocols import segment
-from nuclora.models.adapter import load_adapter
+from nuclora.models.adapter import CARD, load_adapter
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import load_base
 from nuclora.models.preprocess import Normalise, prepare
 from nuclora.models.sam import NucleiSam
-from nuclora.recipe import EvaluateSettings, Recipe
+from nuclora.recipe import EvaluateSettings, parse_recipe
 
 Precision = Literal["no", "bf16", "fp16"]
 _TYPES: dict[Precision, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS: tuple[Precision, ...] = tuple(_TYPES)
+_CHUNK = 64
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class Predictor:
         normalise: Normalise,
         device: str | torch.device = "cpu",
         precision: Precision = "no",
-        chunk: int = 64,
+        chunk: int = _CHUNK,
         multimask_points: bool = False,
         iou_trained: bool = True,
     ) -> None:
@@ -209,18 +210,19 @@ def load_model(
         model: NucleiSam | PeftModel = base.model
         trained_size: int = base.input_size
         normalise: Normalise = BASES[base.name].normalise
-        iou_trained = True
+        recipe = None
     else:
         adapter = load_adapter(Path(source), path)
         model = adapter.model
         trained_size, normalise = adapter.card.input_size, adapter.card.normalise
-        iou_trained = Recipe.model_validate(adapter.card.recipe).loss.iou > 0
+        recipe = parse_recipe(adapter.card.recipe, Path(source) / CARD)
     return Predictor(
         model,
         input_size=input_size or trained_size,
         normalise=normalise,
         device=device,
         precision=precision,
-        multimask_points=str(source) in BASES,
-        iou_trained=iou_trained,
+        chunk=recipe.prompts.chunk if recipe else _CHUNK,
+        multimask_points=recipe is None,
+        iou_trained=recipe is None or recipe.loss.iou > 0,
     )

@@ -18,7 +18,7 @@ from nuclora.metrics import summarise
 from nuclora.models.adapter import CARD, WEIGHTS, read_card
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import find_weights, sha256_of
-from nuclora.recipe import EvaluateSettings, Recipe
+from nuclora.recipe import EvaluateSettings, Recipe, parse_recipe
 from nuclora.run import Evaluation, Run, environment
 
 NO_FOLD = 0
@@ -60,7 +60,7 @@ def find_source(model: str, tiles: TileSet) -> Source:
         return Source({NO_FOLD: model}, dict.fromkeys(tiles.names, NO_FOLD), None)
     folder = Path(model)
     if (folder / CARD).is_file():
-        recipe = Recipe.model_validate(read_card(folder).recipe)
+        recipe = parse_recipe(read_card(folder).recipe, folder / CARD)
         return Source({NO_FOLD: folder}, dict.fromkeys(tiles.names, NO_FOLD), recipe)
     if not (folder / "run.json").is_file():
         raise NucloraError(

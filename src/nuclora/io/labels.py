@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from nuclora.errors import NucloraError
 from nuclora.files import write_atomic
 
+_MEND = "delete the scores.csv of this folder and run the same command again"
+
 
 def write_labels(path: Path, labels: NDArray[np.int32]) -> None:
     """Write a label map, int32 (H, W), as a compressed TIFF, atomically."""
@@ -30,7 +32,8 @@ def read_labels(path: Path) -> NDArray[np.int32]:
     try:
         labels: NDArray[np.int32] = tifffile.imread(path)
     except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError) as error:
-        raise NucloraError(f"cannot read the label map ({error})", path=path) from error
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise NucloraError(f"cannot read the label map ({reason})", path=path, mend=_MEND) from error
     if labels.ndim != 2 or labels.dtype != np.int32:
-        raise NucloraError(f"not a label map: {labels.dtype} of shape {labels.shape}", path=path)
+        raise NucloraError(f"not a label map: {labels.dtype} of shape {labels.shape}", path=path, mend=_MEND)
     return labels

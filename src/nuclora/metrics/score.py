@@ -22,7 +22,8 @@ def score(
     """Score the predicted instances of one tile.
 
     Dice, AJI, AJI+, DQ, SQ and PQ equal HoVer-Net's published code. Where neither map has an instance,
-    every measure is 1 and `count_error` 0; where only one has, every measure is 0.
+    every measure is 1 and `count_error` 0; where only one has, every measure is 0 and `count_error` the
+    plain difference.
 
     Args:
         truth: Integer labels `(H, W)`, 0 background, as they come: gaps, any integer dtype, instances

@@ -18,13 +18,16 @@ from safetensors.torch import load_file, save_file
 
 from nuclora.errors import NucloraError
 from nuclora.files import disk_errors
-from nuclora.models.checkpoints import LoadedBase, load_base
+from nuclora.models.bases import BASES
+from nuclora.models.checkpoints import LoadedBase, load_base, require_finite
 from nuclora.models.preprocess import Normalise
 from nuclora.models.sam import NucleiSam
 
 CARD = "nuclora.json"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+
+_MEND = "copy the adapter again; of a run, delete it and `nuclora cv` trains it again"
 
 
 class AdapterCard(BaseModel):
@@ -90,6 +93,8 @@ def _save(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None:
         )
         (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
         for file in fresh.iterdir():
+            # safetensors writes for the owner's eyes only; an adapter is there to be shared.
+            file.chmod(0o644)
             _flush(file)
         if folder.exists():
             # A folder with files in it cannot be replaced in one step; the old one goes with the scratch folder.
@@ -108,6 +113,8 @@ def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:
         NucloraError: A file is missing or damaged, or these are other base weights than those of the training.
     """
     card = read_card(folder)
+    if card.base not in BASES:
+        raise NucloraError(f"trained on {card.base!r}, which is no base", path=folder / CARD, mend="update nuclora")
     config, tensors = _read_config(folder), _read_tensors(folder / WEIGHTS)
     base = load_base(card.base, weights)
     if base.sha256 != card.base_sha256:
@@ -122,7 +129,7 @@ def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:
             model = PeftModel(base.model, config)
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:160]
-            raise NucloraError(f"does not fit {card.base} ({reason})", path=folder / CONFIG) from error
+            raise NucloraError(f"does not fit {card.base} ({reason})", path=folder / CONFIG, mend=_MEND) from error
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     _check_fit(tensors, expected, folder / WEIGHTS)
     set_peft_model_state_dict(model, tensors)
@@ -145,24 +152,25 @@ def read_card(folder: Path) -> AdapterCard:
     try:
         return AdapterCard.model_validate_json(path.read_bytes())
     except OSError as error:
-        raise NucloraError("not an adapter of nuclora: no nuclora.json", path=folder) from error
+        raise NucloraError("not an adapter of nuclora: no nuclora.json", path=folder, mend=_MEND) from error
     except ValidationError as error:
         first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise NucloraError(f"not a valid card: {where}: {first['msg']}".replace(": :", ":"), path=path) from error
+        where = "".join(f"{part}: " for part in first["loc"])
+        raise NucloraError(f"not a valid card: {where}{first['msg']}", path=path, mend=_MEND) from error
 
 
 def _read_config(folder: Path) -> LoraConfig:
     path = folder / CONFIG
     if not path.is_file():
         # PEFT would look for it on the Hugging Face hub.
-        raise NucloraError("missing from the adapter", path=path)
+        raise NucloraError("missing from the adapter", path=path, mend=_MEND)
     try:
         config = LoraConfig.from_pretrained(str(folder))
     except Exception as error:  # PEFT passes on whatever its parsing meets
-        raise NucloraError(f"not a PEFT configuration ({' '.join(str(error).split())[:120]})", path=path) from error
+        reason = " ".join(str(error).split())[:120]
+        raise NucloraError(f"not a PEFT configuration ({reason})", path=path, mend=_MEND) from error
     if not isinstance(config, LoraConfig):
-        raise NucloraError("not the configuration of a LoRA adapter", path=path)
+        raise NucloraError("not the configuration of a LoRA adapter", path=path, mend=_MEND)
     return config
 
 
@@ -170,22 +178,28 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return load_file(path)
     except FileNotFoundError as error:
-        raise NucloraError("missing from the adapter", path=path) from error
+        raise NucloraError("missing from the adapter", path=path, mend=_MEND) from error
     except (SafetensorError, OSError) as error:
-        raise NucloraError(f"not a readable safetensors file ({error})", path=path) from error
+        raise NucloraError(f"not a readable safetensors file ({error})", path=path, mend=_MEND) from error
 
 
 def _check_fit(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], path: Path) -> None:
     faults = [f"missing {name}" for name in sorted(expected.keys() - tensors.keys())]
     faults += [f"unexpected {name}" for name in sorted(tensors.keys() - expected.keys())]
     faults += [
-        f"{name} is {tuple(tensors[name].shape)}, not {tuple(expected[name].shape)}"
+        f"{name} is {_kind(tensors[name])}, not {_kind(expected[name])}"
         for name in sorted(expected.keys() & tensors.keys())
-        if tensors[name].shape != expected[name].shape
+        if _kind(tensors[name]) != _kind(expected[name])
     ]
     if faults:
         more = f" and {len(faults) - 3} more" if len(faults) > 3 else ""
-        raise NucloraError(f"not the weights of this adapter: {', '.join(faults[:3])}{more}", path=path)
+        raise NucloraError(f"not the weights of this adapter: {', '.join(faults[:3])}{more}", path=path, mend=_MEND)
+    require_finite(tensors, path)
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    """Its shape; and its type, where that holds no fractions and so no weights."""
+    return f"{tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f" of {tensor.dtype}")
 
 
 def _flush(file: Path) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -115,8 +117,7 @@ def build_base(name: str, weights: Path | None = None) -> NucleiSam:
             tiny = TinyViTConfig(**base.config)
             config = _sam_config(base)
             return NucleiSam(TinyViT(tiny), config, tiny.stride, name).eval()
-        config = _folder_config(weights) if name == "custom" else _sam_config(base)
-        return NucleiSam(ViT(config.vision_config), config, config.vision_config.patch_size, name).eval()
+        return _custom_model(weights) if name == "custom" else _vit_model(_sam_config(base), name)
 
 
 def load_base(name: str, weights: Path | None = None) -> LoadedBase:
@@ -155,7 +156,11 @@ def _sam_config(base: Base) -> SamConfig:
     )
 
 
-def _folder_config(folder: Path | None) -> SamConfig:
+def _vit_model(config: SamConfig, name: str) -> NucleiSam:
+    return NucleiSam(ViT(config.vision_config), config, config.vision_config.patch_size, name).eval()
+
+
+def _custom_model(folder: Path | None) -> NucleiSam:
     if folder is None or not folder.is_dir():
         raise NucloraError(
             "a custom base is a folder that transformers wrote",
@@ -166,9 +171,12 @@ def _folder_config(folder: Path | None) -> SamConfig:
         fields = json.loads((folder / "config.json").read_text("utf-8"))
         if fields.get("model_type") != "sam":
             raise NucloraError(f"model_type is {fields.get('model_type')!r}, not 'sam'", path=folder / "config.json")
-        return SamConfig.from_dict(fields)
-    except (OSError, ValueError, AttributeError, TypeError) as error:
-        reason = " ".join(str(error).split())
+        # Sizes that do not go together are only found by building.
+        return _vit_model(SamConfig.from_dict(fields), "custom")
+    except NucloraError:
+        raise
+    except Exception as error:  # transformers passes on whatever its checks meet
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
         raise NucloraError(f"not a SAM configuration ({reason})", path=folder / "config.json") from error
 
 
@@ -206,11 +214,21 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise NucloraError("no such file", path=path) from error
+    except pickle.UnpicklingError as error:
+        raise NucloraError(
+            "damaged, or holds more than tensors (a web page? code?)", path=path, mend="fetch it again"
+        ) from error
     except Exception as error:  # a damaged file raises nearly anything
-        reason = " ".join(str(error).split())[:120]
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise NucloraError(f"not a readable checkpoint ({reason})", path=path, mend="fetch it again") from error
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
-        raise NucloraError("not a checkpoint of a SAM: it holds something else than named tensors", path=path)
+    if not isinstance(tensors, dict) or not all(
+        isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()
+    ):
+        raise NucloraError(
+            "not a checkpoint of a SAM: it holds something else than named tensors",
+            path=path,
+            mend="check --base and --weights",
+        )
     return tensors
 
 
@@ -249,11 +267,23 @@ def _match(
             path=path,
             mend="check --base and --weights",
         )
+    require_finite({names[ours]: tensors[names[ours]] for ours in names}, path)
     state = {}
     for ours, expected in model.state_dict().items():
         # A copy for each name: two buffers must not share memory.
         state[ours] = tensors[names[ours]].to(expected.dtype, copy=True)
     return state
+
+
+def require_finite(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Refuse weights with a value that is no number: every prediction would be empty in silence.
+
+    Raises:
+        NucloraError: There is such a value.
+    """
+    for name, value in tensors.items():
+        if not bool(torch.isfinite(value).all()):
+            raise NucloraError(f"{name} holds NaN or infinity", path=path, mend="get the file again")
 
 
 def _shorten(keys: list[str]) -> str:

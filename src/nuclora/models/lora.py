@@ -56,20 +56,30 @@ def encoder_blocks(model: NucleiSam) -> list[str]:
     return [name.removesuffix(suffix) for name in names if name.endswith(suffix)]
 
 
+def check_targets(model: NucleiSam, settings: AdapterSettings) -> None:
+    """Refuse settings that the base does not go with.
+
+    Raises:
+        NucloraError: No target, or more blocks asked for than there are.
+    """
+    if not settings.targets:
+        raise NucloraError("adapter.targets is empty", mend="set adapter.targets=[qkv]")
+    blocks = len(encoder_blocks(model))
+    if settings.last_blocks is not None and settings.last_blocks > blocks:
+        raise NucloraError(
+            f"adapter.last_blocks={settings.last_blocks}, but {model.name_or_path} has {blocks} blocks",
+            mend=f"set adapter.last_blocks={blocks} or null",
+        )
+
+
 def _target_pattern(model: NucleiSam, settings: AdapterSettings) -> str:
     """A pattern that the full names of the adapted layers match, and no others.
 
     A pattern, and not a list of endings, lets plain PEFT find the same layers in a `transformers.SamModel`.
     """
-    if not settings.targets:
-        raise NucloraError("adapter.targets is empty", mend="set adapter.targets=[qkv]")
+    check_targets(model, settings)
     blocks = encoder_blocks(model)
     if settings.last_blocks is not None:
-        if settings.last_blocks > len(blocks):
-            raise NucloraError(
-                f"adapter.last_blocks={settings.last_blocks}, but {model.name_or_path} has {len(blocks)} blocks",
-                mend=f"set adapter.last_blocks={len(blocks)} or null",
-            )
         blocks = blocks[-settings.last_blocks :]
     choices = []
     if layers := [_ENCODER_LAYERS[target] for target in settings.targets if target in _ENCODER_LAYERS]:

@@ -14,7 +14,6 @@ Normalise = Literal["unit", "imagenet", "minmax"]
 """How pixel values are scaled; see :func:`prepare`."""
 
 # Of SAM's training images, in RGB and units of 255 levels.
-# Of SAM's training images, in RGB and units of 255 levels.
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_STD = (58.395, 57.12, 57.375)
 

@@ -113,6 +113,19 @@ class NucleiSam(nn.Module):
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config.mask_decoder_config)
 
+    def check_input(self, height: int, width: int) -> None:
+        """Refuse an input that the encoder cannot take.
+
+        Raises:
+            NucloraError: It is not square, or the stride does not divide its side.
+        """
+        if height != width or height % self.stride:
+            nearest = max(1, round(width / self.stride)) * self.stride
+            raise NucloraError(
+                f"input of {height} x {width} pixels; this base takes squares of a multiple of {self.stride}",
+                mend=f"set input.size={nearest}",
+            )
+
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Embed images.
 
@@ -125,13 +138,7 @@ class NucleiSam(nn.Module):
         Raises:
             NucloraError: The images are not square, or the stride does not divide their side.
         """
-        height, width = pixel_values.shape[-2:]
-        if height != width or height % self.stride:
-            nearest = max(1, round(width / self.stride)) * self.stride
-            raise NucloraError(
-                f"input of {height} x {width} pixels; this base takes squares of a multiple of {self.stride}",
-                mend=f"set input.size={nearest}",
-            )
+        self.check_input(*pixel_values.shape[-2:])
         embeddings: Tensor = self.vision_encoder(pixel_values)
         return embeddings
 

@@ -119,7 +119,8 @@ def wilson(successes: int, trials: int) -> tuple[float, float, float]:
     scale = 1 + z**2 / trials
     centre = (share + z**2 / (2 * trials)) / scale
     reach = z / scale * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
-    return share, max(0.0, centre - reach), min(1.0, centre + reach)
+    # Rounding must not put a bound on the wrong side of the share.
+    return share, min(share, max(0.0, centre - reach)), max(share, min(1.0, centre + reach))
 
 
 @styled

@@ -14,9 +14,9 @@ from matplotlib.patches import Patch
 from matplotlib.path import Path
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
-from scipy.ndimage import find_objects
 from skimage.measure import find_contours
 
+from nuclora.data.prompts import label_regions
 from nuclora.data.tiles import Sample
 from nuclora.metrics.errors import ErrorTypes
 from nuclora.report.colours import ERROR_STYLES, INK, neighbour_colours, palette
@@ -56,9 +56,7 @@ def outlines(labels: Labels) -> dict[int, Path]:
         labels: Integer labels (H, W), 0 background.
     """
     paths = {}
-    for label, box in enumerate(find_objects(labels), start=1):
-        if box is None:
-            continue
+    for label, box in label_regions(labels):
         mask = np.pad(labels[box] == label, 1)
         origin = (box[1].start - 1, box[0].start - 1)
         rings = [Path(ring[:, ::-1] + origin, closed=True) for ring in find_contours(mask, 0.5)]

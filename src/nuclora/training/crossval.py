@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from accelerate.state import AcceleratorState
 
@@ -21,7 +23,7 @@ from nuclora.recipe import Recipe, load_recipe
 from nuclora.run import Evaluation, Run
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
-from nuclora.training.trainer import FoldTrainer, input_frame
+from nuclora.training.trainer import FoldTrainer, check_recipe, input_frame
 
 
 def cross_validate(
@@ -64,6 +66,7 @@ def cross_validate(
         raise NucloraError(f"no fold {unknown[0]}: the fold table has {', '.join(map(str, table.folds))}")
     accelerator = _accelerator(recipe)
     base = load_base(recipe.base, Path(weights) if weights else None)
+    check_recipe(recipe, table, chosen, base, accelerator.num_processes)
     monitor = monitor or Monitor()
     run = _start(Path(out), recipe, table, base, tiles, accelerator)
     work = _Work(run, tiles, base.path, accelerator, monitor)
@@ -160,7 +163,10 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()
     # Mask prompts never come and the predicted IoU is not trained, so some parameters get no gradient.
     # One process evaluates while the others wait, for longer than the default time-out.
+    # Without a GPU accelerate joins the processes of torchrun only when told that the CPU is meant.
+    alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     return Accelerator(
+        cpu=not alone and not torch.accelerator.is_available(),
         mixed_precision=recipe.train.precision,
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=True),

@@ -15,6 +15,7 @@ from torch.utils.data import Dataset
 from nuclora.data.augment import augment
 from nuclora.data.prompts import label_boxes, random_inner_points
 from nuclora.data.tiles import Sample, TileSet
+from nuclora.errors import NucloraError
 from nuclora.models.preprocess import Normalise, prepare
 from nuclora.recipe import LossSettings, PromptSettings, Recipe
 from nuclora.training.seeds import derive_seed
@@ -75,6 +76,26 @@ class TrainingSamples(Dataset[TrainingSample]):
         return make_sample(
             sample, self.recipe, size=self.size, normalise=self.normalise, generator=np.random.default_rng(seed)
         )
+
+
+class ErrorsAsItems(Dataset[TrainingSample | NucloraError]):
+    """Gives an error in place of the sample: one that a loader's process raises would arrive as a traceback.
+
+    Args:
+        samples: The samples.
+    """
+
+    def __init__(self, samples: TrainingSamples) -> None:
+        self.samples = samples
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> TrainingSample | NucloraError:
+        try:
+            return self.samples[index]
+        except NucloraError as error:
+            return error
 
 
 def make_sample(
@@ -143,7 +164,8 @@ def nucleus_weights(labels: NDArray[np.int32], ids: NDArray[np.int32], loss: Los
         touching = np.unique(labels[_touches_another(labels)])
         weights += loss.touching_weight * np.isin(ids, touching)
     if loss.small_weight and len(ids):
-        areas = np.bincount(labels.ravel(), minlength=int(ids.max()) + 1)[ids]
+        present, counts = np.unique(labels, return_counts=True)
+        areas = counts[np.searchsorted(present, ids)]
         weights += loss.small_weight * (areas < np.median(areas))
     return weights
 

@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch.utils.data import DataLoader
 
-from nuclora.data.folds import ALL_TILES, inner_split
+from nuclora.data.folds import ALL_TILES, FoldTable, inner_split
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Predictor
@@ -24,22 +24,37 @@ from nuclora.inference.protocols import segment
 from nuclora.metrics import score
 from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import LoadedBase
-from nuclora.models.lora import adapt
+from nuclora.models.lora import adapt, check_targets
 from nuclora.models.preprocess import Normalise
 from nuclora.recipe import Recipe
 from nuclora.run import Run, usable_cores
-from nuclora.training.checkpoint import load_checkpoint, save_checkpoint
+from nuclora.training.checkpoint import load_checkpoint, save_checkpoint, trained_state
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
-from nuclora.training.samples import TrainingSample, TrainingSamples
+from nuclora.training.samples import ErrorsAsItems, TrainingSample, TrainingSamples
 from nuclora.training.seeds import derive_seed
 from nuclora.training.step import MaskLoss
+
+_NOT_FINITE = "lower train.learning_rate, or set train.precision=no, under another -o"
 
 
 def input_frame(recipe: Recipe, base: LoadedBase) -> tuple[int, Normalise]:
     """Side in pixels and normalisation of the network's input under a recipe on a base."""
     normalise: Normalise = "unit" if recipe.input.normalise == "unit" else base.normalise
     return recipe.input.size or base.input_size, normalise
+
+
+def check_recipe(recipe: Recipe, table: FoldTable, folds: Sequence[int], base: LoadedBase, processes: int) -> None:
+    """Refuse a recipe that the base or the folds do not go with, before anything is computed or written.
+
+    Raises:
+        NucloraError: What does not go, and how to change it.
+    """
+    size, _ = input_frame(recipe, base)
+    base.model.check_input(size, size)
+    check_targets(base.model, recipe.adapter)
+    for fold in folds:
+        _plan(recipe, fold, len(_split(recipe, table, fold)[0]), processes).check()
 
 
 @dataclass(frozen=True)
@@ -111,19 +126,11 @@ class FoldTrainer:
         self.interrupt = interrupt
         self.recipe = run.recipe
         self.size, self.normalise = input_frame(self.recipe, base)
-        fit, validation = _split(run, fold)
+        fit, validation = _split(self.recipe, run.folds, fold)
         self.fit_tiles = tiles.subset(fit)
         self.validation_tiles = tiles.subset(_thin(validation, self.recipe.train.validation_tiles))
         train = self.recipe.train
-        self.plan = _Plan(
-            len(fit),
-            train.batch_size,
-            train.accumulation,
-            accelerator.num_processes,
-            derive_seed(self.recipe.seed, fold),
-        )
-        self.plan.check()
-
+        self.plan = _plan(self.recipe, fold, len(fit), accelerator.num_processes)
         self.model = adapt(base.model, self.recipe.adapter, seed=derive_seed(self.recipe.seed, "adapter"))
         parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         # AdamW without weight decay is Adam.
@@ -161,7 +168,8 @@ class FoldTrainer:
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(position["scaler"])
         if self.accelerator.is_main_process:
-            self.log.rewrite([line for line in self.log.lines() if json.loads(line)["step"] <= done])
+            kept = [record for record in self.run.training_records(self.fold) if record["step"] <= done]
+            self.log.rewrite([json.dumps(record) for record in kept])
         self.accelerator.wait_for_everyone()
         return int(done)
 
@@ -189,14 +197,17 @@ class FoldTrainer:
     def _batches(self, epoch: int, first_step: int) -> Iterator[list[TrainingSample]]:
         samples = TrainingSamples(self.fit_tiles, self.recipe, size=self.size, normalise=self.normalise, epoch=epoch)
         cuda = self.accelerator.device.type == "cuda"
-        loader: DataLoader[TrainingSample] = DataLoader(
-            samples,
+        loader: DataLoader[TrainingSample | NucloraError] = DataLoader(
+            ErrorsAsItems(samples),
             batch_sampler=self.plan.micro_batches(epoch, self.accelerator.process_index, first_step),
             collate_fn=list,
             num_workers=min(self.recipe.train.workers, usable_cores() if cuda else usable_cores() - 1),
             pin_memory=cuda,
         )
         for batch in loader:
+            for item in batch:
+                if isinstance(item, NucloraError):
+                    raise item
             yield [sample.to(self.accelerator.device) for sample in batch]
 
     def _record_step(self, epoch: int, step: int, batches: Iterator[list[TrainingSample]]) -> None:
@@ -219,7 +230,7 @@ class FoldTrainer:
         if not math.isfinite(value):
             raise NucloraError(
                 f"the loss of fold {self.fold} is {value} at epoch {epoch + 1}, step {step + 1}",
-                mend="lower train.learning_rate, or set train.precision=no",
+                mend=_NOT_FINITE,
             )
         seconds = time.perf_counter() - started
         self._write_record(
@@ -236,7 +247,7 @@ class FoldTrainer:
 
     def _record_epoch(self, epoch: int, done: int) -> None:
         if self.accelerator.is_main_process:
-            records = [json.loads(line) for line in self.log.lines()]
+            records = self.run.training_records(self.fold)
             losses = [r["loss"] for r in records if r["kind"] == "step" and r["epoch"] == epoch + 1]
             self._write_record({"kind": "epoch", "epoch": epoch + 1, "step": done, "loss": float(np.mean(losses))})
 
@@ -273,6 +284,11 @@ class FoldTrainer:
 
     def _save(self, done: int) -> None:
         if self.accelerator.is_main_process:
+            state = trained_state(self.model)
+            if not all(bool(torch.isfinite(value).all()) for value in state.values()):
+                raise NucloraError(
+                    f"the weights of fold {self.fold} are no longer finite after step {done}", mend=_NOT_FINITE
+                )
             position: dict[str, Any] = {
                 "step": done,
                 "best_score": self.best_score,
@@ -313,11 +329,16 @@ class FoldTrainer:
         return float(psutil.Process().memory_info().rss) / 1e6
 
 
-def _split(run: Run, fold: int) -> tuple[list[str], list[str]]:
+def _plan(recipe: Recipe, fold: int, tiles: int, processes: int) -> _Plan:
+    train = recipe.train
+    return _Plan(tiles, train.batch_size, train.accumulation, processes, derive_seed(recipe.seed, fold))
+
+
+def _split(recipe: Recipe, table: FoldTable, fold: int) -> tuple[list[str], list[str]]:
     """Tiles to fit and to validate on, by name."""
-    if run.recipe.train.validate_on == "test":
-        return run.folds.train(fold), [] if fold == ALL_TILES else run.folds.test(fold)
-    return inner_split(run.folds, fold, seed=run.recipe.seed)
+    if recipe.train.validate_on == "test":
+        return table.train(fold), [] if fold == ALL_TILES else table.test(fold)
+    return inner_split(table, fold, seed=recipe.seed)
 
 
 def _thin(names: list[str], count: int | None) -> list[str]:
