@@ -9,6 +9,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import filelock
+
 from nuclora.errors import NucloraError
 
 # EDQUOT (a user's quota is full) is unknown to Windows.
@@ -25,6 +27,31 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in _FULL:
             mend = "check the path and its permissions"
         raise NucloraError(f"cannot write ({error.strerror or error})", path=path, mend=mend) from error
+
+
+@contextlib.contextmanager
+def hold(folder: Path, what: str) -> Iterator[None]:
+    """Hold a folder for this process; a second one is refused.
+
+    Args:
+        folder: An existing folder.
+        what: What it is, for the refusal.
+
+    Raises:
+        NucloraError: Another process holds it, or nothing can be written there.
+    """
+    lock = filelock.FileLock(folder / ".lock", blocking=False)
+    with disk_errors(folder):
+        try:
+            lock.acquire()
+        except filelock.Timeout as error:
+            raise NucloraError(
+                f"another nuclora works on this {what}", path=folder, mend="wait for it or stop it"
+            ) from error
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

@@ -33,13 +33,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import filelock
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
 from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.errors import NucloraError
-from nuclora.files import AppendLog, disk_errors, write_atomic
+from nuclora.files import AppendLog, hold, write_atomic
 from nuclora.io.labels import read_labels, write_labels
 from nuclora.recipe import Recipe, load_recipe
 
@@ -47,14 +47,32 @@ Row = dict[str, Any]
 ZERO_SHOT = "zero-shot"
 FINE_TUNED = "fine-tuned"
 STAGES = (ZERO_SHOT, FINE_TUNED)
-_INFO: dict[str, type] = {
-    "recipe": dict,
-    "base": dict,
-    "folds_sha256": str,
-    "data": dict,
-    "base_path": str,
-    "sessions": list,
-}
+
+
+class _Base(BaseModel):
+    name: str
+    sha256: str
+
+
+class _Data(BaseModel):
+    root: str
+    format: str
+
+
+class _Session(BaseModel):
+    started: str
+    command: str
+
+
+class _Info(BaseModel):
+    """What `run.json` must hold."""
+
+    recipe: dict[str, Any]
+    base: _Base
+    folds_sha256: str
+    data: _Data
+    base_path: str
+    sessions: list[_Session]
 
 
 class Evaluation:
@@ -141,10 +159,8 @@ class Run:
         self.folder = folder
         try:
             self.info: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
-            wrong = [key for key, kind in _INFO.items() if not isinstance(self.info[key], kind)]
-            if wrong:
-                raise ValueError(wrong)
-        except (OSError, KeyError, TypeError, ValueError) as error:
+            _Info.model_validate(self.info)
+        except (OSError, ValueError) as error:
             raise NucloraError(
                 "holds no nuclora run (run.json is missing or broken)",
                 path=folder,
@@ -218,18 +234,8 @@ class Run:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the run for this process; a second one is refused."""
-        lock = filelock.FileLock(self.folder / ".lock", blocking=False)
-        with disk_errors(self.folder):
-            try:
-                lock.acquire()
-            except filelock.Timeout as error:
-                raise NucloraError(
-                    "another nuclora works on this run", path=self.folder, mend="wait for it or stop it"
-                ) from error
-        try:
+        with hold(self.folder, "run"):
             yield
-        finally:
-            lock.release()
 
     @property
     def folds(self) -> FoldTable:

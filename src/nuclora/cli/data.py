@@ -63,7 +63,7 @@ def check(
         typer.echo(json.dumps(asdict(report)))
     else:
         _print_report(report, max_faults)
-    if report.faults:
+    if any(fault.spoils for fault in report.faults):
         raise typer.Exit(BAD_INPUT)
 
 
@@ -140,8 +140,11 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
     hidden = len(report.faults) - max_faults
     if hidden > 0:
         console.print(f"[red]fault[/]  and {hidden} more: see --max-faults or --json", highlight=False)
-    if report.faults:
-        console.print(f"[bold red]{counted(len(report.faults), 'fault')} would spoil training[/]", highlight=False)
+    spoiling = sum(fault.spoils for fault in report.faults)
+    if spoiling:
+        console.print(f"[bold red]{counted(spoiling, 'fault')} would spoil training[/]", highlight=False)
+    elif report.faults:
+        console.print("[bold green]fit for training[/], if the faults above are meant", highlight=False)
     else:
         console.print("[bold green]no faults: fit for training[/]", highlight=False)
 

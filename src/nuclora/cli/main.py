@@ -5,6 +5,7 @@ The command modules import next to nothing until they run, so that `nuclora --he
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ from nuclora.errors import NucloraError
 from nuclora.training.interrupt import Stopped
 
 STOPPED = 130
+BROKEN_PIPE = 141
 
 app = typer.Typer(
     add_completion=False,
@@ -62,11 +64,24 @@ def _stop(number: int, frame: FrameType | None) -> None:
     sys.exit(STOPPED)
 
 
+def _is_out_of_memory(error: Exception) -> bool:
+    # By name: torch is not imported for the commands that do without.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )
+
+
 def run() -> None:
-    """Entry point: exit 0 done, 2 wrong use or bad input, 130 stopped by the user, 1 our fault."""
+    """Entry point: exit 0 done, 2 wrong use or bad input, 130 stopped by the user, 141 output cut off, 1 our fault."""
     # The hubs behind transformers and peft have nothing to say to a user of nuclora, and nothing is asked of them.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    for stream in (sys.stdout, sys.stderr):
+        # Where a terminal has no letter for something, a question mark will do.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         # As a KeyboardInterrupt it would end in typer's "Aborted!" and exit code 1.
         signal.signal(signal.SIGINT, _stop)
@@ -78,10 +93,9 @@ def run() -> None:
     except Stopped:
         typer.echo("nuclora: stopped, everything is saved; run the same command again to go on", err=True)
         sys.exit(STOPPED)
-    except BrokenPipeError:
-        # The reader of our output (head, less) has gone; nothing is wrong.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
+    except SystemExit as end:
+        # Only typer and rich exit with 1, and only where the reader of our output (head, less) has gone.
+        sys.exit(BROKEN_PIPE if end.code == 1 else end.code)
     except OSError as error:
         # What no room foresaw, such as a disk that goes away, is still the machine's and has a name.
         place = f"{error.filename}: " if error.filename else ""
@@ -89,7 +103,11 @@ def run() -> None:
             f"nuclora: {place}{error.strerror or error}; check the disk and the permissions", fg="red", err=True
         )
         sys.exit(2)
-    except Exception:
+    except Exception as error:
+        if _is_out_of_memory(error):
+            mend = "lower input.size, prompts.chunk or train.batch_size, or raise train.accumulation"
+            typer.secho(f"nuclora: out of memory; {mend}", fg="red", err=True)
+            sys.exit(2)
         traceback.print_exc()
         typer.secho("nuclora: this is our fault, not yours; please report it with the lines above", fg="red", err=True)
         sys.exit(1)

@@ -31,11 +31,12 @@ _EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
 
 @dataclass(frozen=True)
 class Fault:
-    """What would spoil training: the file, the reason and the mend."""
+    """What is wrong with a file: the reason, the mend, and whether it would spoil training."""
 
     path: str
     reason: str
     mend: str | None
+    spoils: bool = True
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class GroupStatistics:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """Everything that a check found; `faults` empty means fit for training."""
+    """Everything that a check found; fit for training if no fault spoils it."""
 
     root: str
     format: str
@@ -86,7 +87,6 @@ class _Findings:
     areas: defaultdict[str, list[NDArray[np.int64]]] = field(default_factory=lambda: defaultdict(list))
     sizes: defaultdict[str, Counter[tuple[int, int]]] = field(default_factory=lambda: defaultdict(Counter))
     digests: defaultdict[str, list[Tile]] = field(default_factory=lambda: defaultdict(list))
-    empty: list[str] = field(default_factory=list)
     gaps: list[str] = field(default_factory=list)
     dominated: list[str] = field(default_factory=list)
     ignoring: list[str] = field(default_factory=list)
@@ -150,8 +150,8 @@ def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
     present = areas > 0
     findings.areas[tile.group].append(areas[present])
     if not present.any():
-        findings.empty.append(tile.name)
-        return []
+        mend = "label its nuclei, or leave it as it is if the tile has none"
+        return [Fault(str(tile.labels), "all-zero labels: no nucleus", mend, spoils=False)]
     if has_gaps or not present.all():
         findings.gaps.append(tile.name)
     if areas.max() > labels.size // 2:
@@ -230,7 +230,6 @@ def _statistics(name: str, groups: Sequence[str], findings: _Findings) -> GroupS
 
 def _notes(findings: _Findings) -> list[Note]:
     texts = (
-        (findings.empty, "without any nucleus: nothing to prompt there in training"),
         (findings.split, f"with ids of several components ({counted(findings.split_ids, 'id')})"),
         (findings.gaps, "with gaps in the ids"),
         (findings.dominated, "where one id covers over half the tile: is the background 0?"),

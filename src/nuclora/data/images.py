@@ -167,7 +167,8 @@ def _read_raw(path: Path) -> NDArray[Any]:
         return np.array(values)
     if suffix in TIFF_SUFFIXES:
         with tifffile.TiffFile(path) as tiff:
-            return np.squeeze(_decode(_only_page(tiff, path), path))
+            pixels = _decode(_only_page(tiff, path), path)
+            return np.squeeze(pixels) if pixels.ndim > 2 else pixels
     with _open_pillow(path) as image:
         if image.mode in _LABEL_MODES or image.mode == "1":
             return np.array(image)

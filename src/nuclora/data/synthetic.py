@@ -261,22 +261,22 @@ def write_dataset(dest: Path, *, tiles: int, size: int, organs: int, seed: int) 
     if tiles < organs:
         raise NucloraError(f"{tiles} tiles are too few for {organs} organs", mend="ask for a tile an organ at least")
     with disk_errors(dest):
-        _write_tiles(dest, tiles, size, organs, seed)
-
-
-def _write_tiles(dest: Path, tiles: int, size: int, organs: int, seed: int) -> None:
-    dest.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{dest.name}.", dir=dest.parent) as folder:
+        dest.parent.mkdir(parents=True, exist_ok=True)
+        scratch = tempfile.TemporaryDirectory(prefix=f".{dest.name}.", dir=dest.parent)
+    with scratch as folder:
         root = Path(folder) / "tiles"
         for index in range(tiles):
             organ = ORGANS[index % organs]
             name = f"{organ.replace(' ', '_')}_{index // organs + 1:02d}"
             # Neighbouring seeds must not share tiles, so they are mixed with the index, not added to it.
             tile_seed = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
-            _write_tile(root / organ, name, synthesize_tile(size, tile_seed, organ))
-        if dest.exists():
-            dest.rmdir()
-        root.rename(dest)
+            sample = synthesize_tile(size, tile_seed, organ)
+            with disk_errors(dest):
+                _write_tile(root / organ, name, sample)
+        with disk_errors(dest):
+            if dest.exists():
+                dest.rmdir()
+            root.rename(dest)
 
 
 def _write_tile(folder: Path, name: str, sample: Sample) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
-from nuclora.files import write_atomic
+from nuclora.files import hold, write_atomic
 from nuclora.inference.evaluate import Progress, evaluate_tiles
 from nuclora.inference.predictor import Precision, load_model
 from nuclora.inference.protocols import DESCRIPTIONS
@@ -125,10 +125,11 @@ def evaluate_source(
     }
     _claim(out, made_from)
     evaluations = {protocol: Evaluation(out / protocol) for protocol in protocols}
-    for fold, model in source.models.items():
-        predictor = load_model(model, weights=weights, precision=precision, input_size=input_size)
-        mine = [tile for tile in tiles if source.fold_of[tile.name] == fold]
-        evaluate_tiles(predictor, mine, source.fold_of, protocols, settings, evaluations, progress)
+    with hold(out, "evaluation"):
+        for fold, model in source.models.items():
+            predictor = load_model(model, weights=weights, precision=precision, input_size=input_size)
+            mine = [tile for tile in tiles if source.fold_of[tile.name] == fold]
+            evaluate_tiles(predictor, mine, source.fold_of, protocols, settings, evaluations, progress)
     by_protocol = {}
     for protocol, evaluation in evaluations.items():
         rows = evaluation.rows
@@ -159,9 +160,9 @@ def _claim(out: Path, made_from: dict[str, Any]) -> None:
         return
     try:
         there = json.loads(note.read_text("utf-8"))
-    except ValueError as error:
+        differing = [key for key, value in made_from.items() if there.get(key) != value]
+    except (OSError, AttributeError, ValueError) as error:
         raise NucloraError("damaged", path=note, mend="name a new folder with -o") from error
-    differing = [key for key, value in made_from.items() if there.get(key) != value]
     if differing:
         raise NucloraError(
             f"holds the evaluation of something else: other {', '.join(differing)}",

@@ -215,9 +215,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     except FileNotFoundError as error:
         raise NucloraError("no such file", path=path) from error
     except pickle.UnpicklingError as error:
-        raise NucloraError(
-            "damaged, or holds more than tensors (a web page? code?)", path=path, mend="fetch it again"
-        ) from error
+        reason = "damaged, a web page in its place, or a pickle of more than tensors"
+        raise NucloraError(f"not a readable checkpoint ({reason})", path=path, mend="fetch it again") from error
     except Exception as error:  # a damaged file raises nearly anything
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise NucloraError(f"not a readable checkpoint ({reason})", path=path, mend="fetch it again") from error
