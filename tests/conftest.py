@@ -6,6 +6,10 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+# Before anything imports torch, and for the processes that tests start: networks this small gain nothing from a
+# second thread, and processes that fight for the cores slow each other many times over.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 if TYPE_CHECKING:
     from nuclora.recipe import Recipe
 

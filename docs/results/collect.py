@@ -9,7 +9,21 @@ import json
 import sys
 from pathlib import Path
 
-KEYS = ("recipe", "base", "stage", "protocol", "seed", "epochs", "input_size", "tiles", "of_tiles", "interval")
+KEYS = (
+    "recipe",
+    "base",
+    "stage",
+    "protocol",
+    "seed",
+    "epochs",
+    "input_size",
+    "tiles",
+    "of_tiles",
+    "interval",
+    "gain",
+    "errors",
+    "groups",
+)
 MEASURES = ("dice", "aji", "pq", "aji_plus", "dq", "sq", "f1", "msa", "count_error")
 
 
@@ -18,6 +32,10 @@ def scores(row: dict) -> dict:
 
 
 def from_run(folder: Path) -> list[dict]:
+    sessions = [
+        {key: session[key] for key in ("started", "commit", "command")}
+        for session in json.loads((folder / "run.json").read_text())["sessions"]
+    ]
     return [
         {
             **{key: entry[key] for key in KEYS},
@@ -25,6 +43,7 @@ def from_run(folder: Path) -> list[dict]:
             "mean": scores(entry["mean"]),
             "command": entry["command"],
             "commit": entry["commit"],
+            "sessions": sessions,
         }
         for entry in json.loads((folder / "summary.json").read_text())["results"]
     ]

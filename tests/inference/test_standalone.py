@@ -113,7 +113,7 @@ def test_a_run_is_no_model_for_other_tiles(run: Run, labelled_tiles: TileSet) ->
 
 def test_a_run_that_is_not_finished(run: Run, labelled_tiles: TileSet) -> None:
     run.adapter_folder(2).rename(run.folder / "gone")
-    with pytest.raises(NucloraError, match="fold 2 is not trained yet"):
+    with pytest.raises(NucloraError, match=r"fold 2 is not trained; name one adapter, e\.g\. .*fold-1/adapter"):
         find_source(str(run.folder), labelled_tiles)
 
 

@@ -71,15 +71,16 @@ def check(
 def synth(
     dest: Annotated[Path, typer.Argument(help="New folder for the data set, in NuInsSeg's layout.")],
     tiles: Annotated[int, typer.Option(min=1, help="Number of tiles.")] = 24,
-    size: Annotated[int, typer.Option(min=64, help="Side of a tile in pixels.")] = 256,
-    organs: Annotated[int, typer.Option(min=1, help="Number of organs, each with its own look.")] = 3,
+    size: Annotated[int, typer.Option(min=64, max=4096, help="Side of a tile in pixels.")] = 256,
+    organs: Annotated[int, typer.Option(min=1, max=5, help="Number of organs, each with its own look.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Seed; equal seeds make equal tiles.")] = 0,
 ) -> None:
     """Write synthetic H&E tiles with exact labels."""
     from nuclora.data.synthetic import write_dataset
+    from nuclora.data.tiles import counted
 
     write_dataset(dest, tiles=tiles, size=size, organs=organs, seed=seed)
-    typer.echo(f"{tiles} tiles of {organs} organs in {dest}")
+    typer.echo(f"{counted(tiles, 'tile')} of {counted(organs, 'organ')} in {dest}")
 
 
 def _stderr() -> Console:

@@ -20,7 +20,7 @@ def train(
     base: BaseName = None,
     weights: Weights = None,
     set_fields: SetFields = None,
-    k: Annotated[int, typer.Option("-k", min=2, help="Number of folds; of so few tiles, as many as there are.")] = 5,
+    k: Annotated[int, typer.Option("-k", min=2, help="Number of folds, and no more than there are tiles.")] = 5,
     fold_table: Annotated[
         Path | None, typer.Option("--fold-table", help="CSV of `nuclora folds` in place of -k.")
     ] = None,

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nuclora.data.folds import ALL_TILES
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.files import hold, write_atomic
@@ -70,15 +71,21 @@ def find_source(model: str, tiles: TileSet) -> Source:
         )
     run = Run(folder)
     adapters: dict[int, str | Path] = {fold: run.adapter_folder(fold) for fold in run.folds.folds}
+    trained = [run.adapter_folder(fold) for fold in (ALL_TILES, *run.folds.folds) if run.adapter_folder(fold).is_dir()]
+    finish = "finish it with the command that began it"
     if {row.tile for row in run.folds.rows} != set(tiles.names):
         raise NucloraError(
             "these are not the tiles that the run was trained on, so no fold's adapter is the one to test on them",
             path=tiles.root,
-            mend=f"name one adapter, e.g. {adapters[run.folds.folds[0]]}",
+            mend=f"name one adapter, e.g. {trained[0]}" if trained else finish,
         )
     for fold, adapter in adapters.items():
-        if not Path(adapter).is_dir():
-            raise NucloraError(f"fold {fold} is not trained yet", path=folder, mend="finish it with `nuclora cv`")
+        if adapter not in trained:
+            raise NucloraError(
+                f"fold {fold} is not trained",
+                path=folder,
+                mend=f"name one adapter, e.g. {trained[0]}" if trained else finish,
+            )
     return Source(adapters, {row.tile: row.fold for row in run.folds.rows}, run.recipe)
 
 
