@@ -130,3 +130,15 @@ def test_appending_to_a_full_disk_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "open", _raiser(OSError(errno.ENOSPC, "No space left on device")))
     with pytest.raises(NucloraError, match=r"log: cannot write \(No space left on device\); free some space"):
         log.append("two")
+
+
+def test_a_log_knows_whether_it_is_empty(tmp_path):
+    log = AppendLog(tmp_path / "log")
+    assert log.is_empty
+    (tmp_path / "log").write_text("torn")
+    assert log.is_empty
+    log.append("whole")
+    assert not log.is_empty
+    assert not AppendLog(tmp_path / "log").is_empty
+    log.rewrite([])
+    assert log.is_empty

@@ -90,6 +90,11 @@ class AppendLog:
         """The whole lines so far, without line ends."""
         return self._whole().decode("utf-8").split("\n")[:-1]
 
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no whole line yet; the file is read at most until the first append."""
+        return not self._is_whole and not self._whole()
+
     def append(self, line: str) -> None:
         """Add one line."""
         if not self._is_whole:
@@ -103,6 +108,8 @@ class AppendLog:
     def rewrite(self, lines: Sequence[str]) -> None:
         """Replace the content."""
         write_atomic(self.path, "".join(line + "\n" for line in lines))
+        # Of an emptied file `is_empty` must look again.
+        self._is_whole = bool(lines)
 
     def _whole(self) -> bytes:
         content = self.path.read_bytes() if self.path.exists() else b""

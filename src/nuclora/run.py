@@ -103,7 +103,7 @@ class Evaluation:
     def add(self, row: Mapping[str, Any], labels: NDArray[np.int32]) -> None:
         """Keep one tile's labels and then its scores, so that a score never lacks its labels."""
         write_labels(self._labels_path(str(row["tile"])), labels)
-        if not self._log.lines():
+        if self._log.is_empty:
             self._log.append(_csv_line(list(row)))
         self._log.append(_csv_line(list(row.values())))
 

@@ -149,9 +149,11 @@ class Predictor:
         masks: list[Mask] = []
         multimask = self.multimask_points and boxes is None
         for logits, iou in self.decode(encoded, boxes=boxes, points=points, multimask=multimask):
-            too_large = (logits > MASK_THRESHOLD).float().mean(dim=(2, 3)) > largest_share
-            passed_over = too_large & ~too_large.all(dim=1, keepdim=True)
-            best = iou.masked_fill(passed_over, -torch.inf).argmax(dim=1)
+            best = torch.zeros(len(iou), dtype=torch.int64, device=iou.device)
+            if multimask:
+                too_large = (logits > MASK_THRESHOLD).float().mean(dim=(2, 3)) > largest_share
+                passed_over = too_large & ~too_large.all(dim=1, keepdim=True)
+                best = iou.masked_fill(passed_over, -torch.inf).argmax(dim=1)
             prompt = torch.arange(len(best), device=best.device)
             masks += crop_masks(logits[prompt, best].numpy(force=True), iou[prompt, best].numpy(force=True))
         return masks
@@ -209,7 +211,7 @@ def load_model(
         base = load_base(str(source), path)
         model: NucleiSam | PeftModel = base.model
         trained_size: int = base.input_size
-        normalise: Normalise = BASES[base.name].normalise
+        normalise: Normalise = base.normalise
         recipe = None
     else:
         adapter = load_adapter(Path(source), path)

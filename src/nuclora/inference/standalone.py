@@ -72,20 +72,16 @@ def find_source(model: str, tiles: TileSet) -> Source:
     run = Run(folder)
     adapters: dict[int, str | Path] = {fold: run.adapter_folder(fold) for fold in run.folds.folds}
     trained = [run.adapter_folder(fold) for fold in (ALL_TILES, *run.folds.folds) if run.adapter_folder(fold).is_dir()]
-    finish = "finish it with the command that began it"
+    mend = f"name one adapter, e.g. {trained[0]}" if trained else "finish it with the command that began it"
     if {row.tile for row in run.folds.rows} != set(tiles.names):
         raise NucloraError(
             "these are not the tiles that the run was trained on, so no fold's adapter is the one to test on them",
             path=tiles.root,
-            mend=f"name one adapter, e.g. {trained[0]}" if trained else finish,
+            mend=mend,
         )
     for fold, adapter in adapters.items():
         if adapter not in trained:
-            raise NucloraError(
-                f"fold {fold} is not trained",
-                path=folder,
-                mend=f"name one adapter, e.g. {trained[0]}" if trained else finish,
-            )
+            raise NucloraError(f"fold {fold} is not trained", path=folder, mend=mend)
     return Source(adapters, {row.tile: row.fold for row in run.folds.rows}, run.recipe)
 
 
