@@ -63,6 +63,13 @@ class AugmentSettings(_Strict):
     noise: float = Field(0.2, ge=0, le=1, description="probability of additive Gaussian noise")
     noise_std: float = Field(0.05, ge=0, description="standard deviation of the noise, in units of the full range")
     stain: float = Field(0.0, ge=0, le=1, description="strength of the haematoxylin-eosin jitter; 0: off")
+    crop: int | None = Field(
+        None, ge=32, le=8192, description="side in tile pixels of a random square of the tile; null: the whole tile"
+    )
+    zoom: float = Field(1.0, ge=1, le=4, description="largest enlargement, and its inverse the smallest; 1: off")
+    light: float = Field(0.0, ge=0, le=1, description="strength of the change of brightness and contrast; 0: off")
+    blur: float = Field(0.0, ge=0, le=1, description="probability of Gaussian blur")
+    jpeg: float = Field(0.0, ge=0, le=1, description="probability of JPEG compression")
 
 
 class PromptSettings(_Strict):
@@ -70,7 +77,9 @@ class PromptSettings(_Strict):
 
     box_share: float = Field(0.5, ge=0, le=1, description="share of nuclei prompted by a box; the rest by a point")
     box_jitter: float = Field(0.1, ge=0, lt=0.5, description="largest shift of a box edge, in box sides")
-    per_tile: int | None = Field(None, ge=1, description="at most so many nuclei a tile and step; null: all")
+    per_tile: int | None = Field(
+        None, ge=0, description="at most so many nuclei a tile and step; 0: prompts are not trained; null: all"
+    )
     chunk: int = Field(64, ge=1, description="prompts decoded at once; bounds memory, not results")
 
 
@@ -91,6 +100,27 @@ class LossSettings(_Strict):
         return self
 
 
+class DenseSettings(_Strict):
+    """The prompt-free decoder: maps of all nuclei at once, at half the tile's resolution.
+
+    The four losses are summed with these weights, and added to the prompts' loss.
+    """
+
+    window: int = Field(
+        512, ge=32, le=8192, multiple_of=2, description="side in tile pixels of what `input.size` pixels show"
+    )
+    channels: int = Field(64, ge=8, multiple_of=8, description="channels of the decoder's coarse levels")
+    fine_channels: int = Field(32, ge=8, multiple_of=8, description="channels at half the tile's resolution")
+    learning_rate: float = Field(2e-3, gt=0)
+    weight_decay: float = Field(0.01, ge=0)
+    foreground: float = Field(1.0, gt=0, description="weight of the loss of inside against outside")
+    contact: float = Field(1.0, ge=0, description="weight of the loss of where two nuclei meet")
+    distance: float = Field(2.0, ge=0, description="weight of the loss of the distance to the nucleus's edge")
+    offset: float = Field(1.0, ge=0, description="weight of the loss of the way to the nucleus's centre")
+    contact_weight: float = Field(2.0, ge=0, description="extra weight of pixels where two nuclei meet")
+    small_weight: float = Field(1.0, ge=0, description="extra weight of the pixels of small nuclei")
+
+
 class TrainSettings(_Strict):
     """The optimisation."""
 
@@ -99,6 +129,10 @@ class TrainSettings(_Strict):
     accumulation: int = Field(1, ge=1, description="parts a batch is worked off in on each process")
     learning_rate: float = Field(1e-4, gt=0)
     weight_decay: float = Field(0.0, ge=0)
+    schedule: Literal["constant", "cosine"] = "constant"
+    warmup_steps: int = Field(0, ge=0, description="steps over which the learning rates rise from 0")
+    clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: not clipped")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: off")
     precision: Literal["no", "bf16", "fp16"] = "no"
     workers: int = Field(60, ge=0, description="loader processes; capped at the machine's cores")
     select: Literal["last", "best"] = "last"
@@ -134,6 +168,14 @@ class GridSettings(_Strict):
     largest_share: float = Field(0.05, gt=0, le=1, description="largest mask, as a share of the tile's area")
 
 
+class DecodeSettings(_Strict):
+    """From the dense decoder's maps to nuclei."""
+
+    foreground: float = Field(0.5, gt=0, lt=1, description="least foreground probability of a nucleus's pixel")
+    seed: float = Field(0.5, gt=0, lt=1, description="least value of a nucleus's core")
+    views: Literal[1, 2, 4, 8] = Field(8, description="flips and quarter turns that are averaged")
+
+
 class EvaluateSettings(_Strict):
     """How test tiles are segmented and scored."""
 
@@ -141,6 +183,8 @@ class EvaluateSettings(_Strict):
     automatic_tiles: int | None = Field(None, ge=1, description="at most so many tiles a fold for automatic; null: all")
     min_size: int = Field(10, ge=0, description="smallest predicted nucleus in pixels of the tile")
     grid: GridSettings = GridSettings()
+    decode: DecodeSettings = DecodeSettings()
+    tune: bool = Field(False, description="choose `decode` and `min_size` on a fold's inner validation tiles")
 
     @field_validator("protocols")
     @classmethod
@@ -164,8 +208,24 @@ class Recipe(_Strict):
     augment: AugmentSettings = AugmentSettings()
     prompts: PromptSettings = PromptSettings()
     loss: LossSettings = LossSettings()
+    dense: DenseSettings | None = None
     train: TrainSettings = TrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    @model_validator(mode="after")
+    def _crops_go_with_the_dense_decoder(self) -> Recipe:
+        crop = self.augment.crop
+        if (self.dense is None) != (crop is None):
+            raise ValueError(
+                "augment.crop and dense go together: the dense decoder trains on crops, prompts alone on whole tiles"
+            )
+        if crop is not None and crop % 2:
+            raise ValueError(f"augment.crop={crop} must be even: the maps have half the tile's resolution")
+        if self.dense is None and self.prompts.per_tile == 0:
+            raise ValueError("prompts.per_tile=0 without dense: nothing would train")
+        if self.evaluate.tune and (self.dense is None or self.train.validate_on != "inner"):
+            raise ValueError("evaluate.tune needs dense and train.validate_on=inner: tuning on the test fold leaks it")
+        return self
 
     @property
     def sha256(self) -> str:

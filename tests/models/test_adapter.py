@@ -43,7 +43,7 @@ def _card(folder: Path) -> AdapterCard:
         base_sha256=sha256_of(folder),
         input_size=64,
         normalise="unit",
-        recipe={"name": "test"},
+        recipe={"name": "test", "base": "custom"},
         thresholds={"mask": 0.0},
         metrics={"dice": 0.5},
     )
@@ -103,7 +103,13 @@ def test_tiny_vit_adapter(shared_data: Path, tmp_path: Path) -> None:
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.005)
-    card = AdapterCard(base="mobile_sam", base_sha256=base.sha256, input_size=128, normalise="unit", recipe={})
+    card = AdapterCard(
+        base="mobile_sam",
+        base_sha256=base.sha256,
+        input_size=128,
+        normalise="unit",
+        recipe={"name": "test", "base": "mobile_sam"},
+    )
     save_adapter(model, tmp_path / "adapter", card)
     loaded = load_adapter(tmp_path / "adapter", weights)
     pixels = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(1))

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from peft import LoraConfig, get_peft_model
+from torch import Tensor, nn
 
 from nuclora.errors import NucloraError
 from nuclora.models.checkpoints import build_base, load_base
-from nuclora.models.lora import adapt
+from nuclora.models.lora import FoldedLinear, adapt, fold_adapters
 from nuclora.models.parameters import count_parameters
 from nuclora.models.sam import NucleiSam
 from nuclora.recipe import AdapterSettings
@@ -125,10 +127,39 @@ def test_frozen_layers_cost_no_backward() -> None:
     needed = {}
     for name in ("patch_embed", "layers.0", "layers.1", "layers.2", "layers.3"):
         sam.vision_encoder.get_submodule(name).register_forward_hook(
-            lambda module, inputs, output, name=name: needed.update({name: output.requires_grad})
+            lambda module, inputs, output, name=name: needed.update(
+                {name: any(o.requires_grad for o in (output if isinstance(output, tuple) else (output,)))}
+            )
         )
     sam.encode(torch.zeros(1, 3, 32, 32))
     assert needed == {"patch_embed": False, "layers.0": False, "layers.1": False, "layers.2": False, "layers.3": True}
+
+
+@pytest.mark.parametrize("train", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_folded_layer_equals_pefts_own(train: bool, dropout: float) -> None:
+    config = LoraConfig(r=3, lora_alpha=5, lora_dropout=dropout, target_modules=["0"])
+    torch.manual_seed(0)
+    plain = get_peft_model(nn.Sequential(nn.Linear(6, 8)), config).train(train)
+    folded = get_peft_model(nn.Sequential(nn.Linear(6, 8)), fold_adapters(copy.deepcopy(config))).train(train)
+    assert isinstance(folded.get_base_model()[0], FoldedLinear)
+    state = {name: torch.randn_like(value) for name, value in plain.state_dict().items()}
+    tokens = torch.randn(2, 5, 6)
+    results = []
+    for model in (plain, folded):
+        model.load_state_dict(state)
+        inputs = tokens.clone().requires_grad_()
+        torch.manual_seed(1)
+        output = model(inputs)
+        output.square().sum().backward()
+        gradients = [p.grad for p in model.parameters() if p.requires_grad]
+        results.append([output.detach(), inputs.grad, *gradients])
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+    with folded.disable_adapter():
+        torch.testing.assert_close(folded(tokens), folded.get_base_model()[0].get_base_layer()(tokens))
+    merged = folded.merge_and_unload()
+    torch.testing.assert_close(merged(tokens), plain.eval()(tokens))
 
 
 def test_seed_alone_decides() -> None:

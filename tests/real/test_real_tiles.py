@@ -20,7 +20,7 @@ from nuclora.models.checkpoints import load_base
 from nuclora.recipe import Recipe, load_recipe
 from nuclora.training.crossval import cross_validate
 from nuclora.training.samples import TrainingSamples
-from nuclora.training.step import MaskLoss
+from nuclora.training.step import TileLoss
 
 ORGANS = ("human liver", "mouse kidney")
 
@@ -101,7 +101,7 @@ def _loss(model: torch.nn.Module, tiles: TileSet, recipe: Recipe) -> float:
     samples = TrainingSamples(tiles, recipe, size=256, normalise="imagenet", epoch=99)
     model.eval()
     with torch.no_grad():
-        return float(MaskLoss(model, recipe.loss, 64)([samples[index] for index in range(len(tiles))]))
+        return float(TileLoss(model, recipe.loss, 64)([samples[index] for index in range(len(tiles))]))
 
 
 def test_three_steps_of_fine_tuning_lower_the_loss(real_tiles: TileSet, mobile_sam: Path, tmp_path: Path):

@@ -10,7 +10,7 @@ from nuclora.models.lora import adapt
 from nuclora.recipe import LossSettings
 from nuclora.training.losses import mask_bce
 from nuclora.training.samples import TrainingSamples
-from nuclora.training.step import MaskLoss
+from nuclora.training.step import TileLoss
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def samples(tiny_data, tiny_recipe):
     return [dataset[0], dataset[1], dataset[2]]
 
 
-def _gradients(loss: MaskLoss, samples):
+def _gradients(loss: TileLoss, samples):
     loss.zero_grad()
     value = loss(samples)
     value.backward()
@@ -48,12 +48,12 @@ def test_loss_is_the_plain_mean_over_nuclei_and_tiles(model, samples):
                 logits = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)[0]
                 losses.append(mask_bce(logits, (sample.labels == sample.ids[n])[None], sample.valid).item())
             expected.append(np.mean(losses))
-    assert MaskLoss(model, LossSettings(), 64)(samples).item() == pytest.approx(np.mean(expected), rel=1e-4)
+    assert TileLoss(model, LossSettings(), 64)(samples).item() == pytest.approx(np.mean(expected), rel=1e-4)
 
 
 def test_chunks_change_memory_and_not_the_gradient(model, samples):
-    whole, gradients = _gradients(MaskLoss(model, LossSettings(dice=1, iou=1), 64), samples)
-    chunked, same = _gradients(MaskLoss(model, LossSettings(dice=1, iou=1), 2), samples)
+    whole, gradients = _gradients(TileLoss(model, LossSettings(dice=1, iou=1), 64), samples)
+    chunked, same = _gradients(TileLoss(model, LossSettings(dice=1, iou=1), 2), samples)
     assert chunked == pytest.approx(whole, rel=1e-5)
     assert gradients.keys() == same.keys()
     for name, gradient in gradients.items():
@@ -61,15 +61,15 @@ def test_chunks_change_memory_and_not_the_gradient(model, samples):
 
 
 def test_adapter_and_decoder_get_gradients_and_the_base_none(model, samples):
-    _, gradients = _gradients(MaskLoss(model, LossSettings(), 64), samples)
+    _, gradients = _gradients(TileLoss(model, LossSettings(), 64), samples)
     assert any("lora_" in name for name in gradients)
     assert any("mask_decoder" in name for name in gradients)
     assert not any("patch_embed" in name for name in gradients)
 
 
 def test_the_iou_head_learns_only_when_asked(model, samples):
-    _, without = _gradients(MaskLoss(model, LossSettings(), 64), samples)
-    _, trained = _gradients(MaskLoss(model, LossSettings(iou=1), 64), samples)
+    _, without = _gradients(TileLoss(model, LossSettings(), 64), samples)
+    _, trained = _gradients(TileLoss(model, LossSettings(iou=1), 64), samples)
     assert not any("iou_prediction_head" in name for name in without)
     assert any("iou_prediction_head" in name for name in trained)
 
@@ -88,5 +88,5 @@ def test_a_batch_without_nuclei_has_a_loss_of_zero_and_a_graph(model, samples):
         )
         for sample in samples
     ]
-    value, _ = _gradients(MaskLoss(model, LossSettings(), 64), empty)
+    value, _ = _gradients(TileLoss(model, LossSettings(), 64), empty)
     assert value == 0

@@ -29,7 +29,7 @@ def evaluate_tiles(
 ) -> None:
     """Segment and score every tile under every protocol that has no row for it yet.
 
-    Each image is encoded once for all protocols. A tile's row does not depend on other tiles, so an interrupted
+    Each image is encoded once for all protocols that prompt. A tile's row does not depend on other tiles, so an interrupted
     evaluation that is taken up again ends as an unbroken one.
 
     Args:
@@ -56,9 +56,10 @@ def evaluate_tiles(
         if progress and count == 0:
             progress(0, len(work))
         sample = tile.read()
-        encoded = predictor.encode(sample.image)
+        prompted = predictor.dense is None or lacking[tile.name] != ["automatic"]
+        image = predictor.encode(sample.image) if prompted else sample.image
         for protocol in lacking[tile.name]:
-            labels = segment(predictor, encoded, sample.labels, protocol, settings)
+            labels = segment(predictor, image, sample.labels, protocol, settings)
             place = {"tile": tile.name, "group": tile.group, "fold": fold_of[tile.name]}
             evaluations[protocol].add(place | score_tile(sample, labels), labels)
         if progress:

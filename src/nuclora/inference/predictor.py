@@ -13,19 +13,25 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from nuclora.data.prompts import to_input_frame
+from nuclora.errors import NucloraError
 from nuclora.inference.merge import MASK_THRESHOLD, Mask, crop_masks
 from nuclora.inference.protocols import segment
-from nuclora.models.adapter import CARD, load_adapter
+from nuclora.inference.views import show, undo, views
+from nuclora.inference.windows import predict_windows
+from nuclora.models.adapter import load_adapter
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import load_base
+from nuclora.models.dense_decoder import activate
 from nuclora.models.preprocess import Normalise, prepare
 from nuclora.models.sam import NucleiSam
-from nuclora.recipe import EvaluateSettings, parse_recipe
+from nuclora.recipe import DenseSettings, EvaluateSettings
 
 Precision = Literal["no", "bf16", "fp16"]
 _TYPES: dict[Precision, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 PRECISIONS: tuple[Precision, ...] = tuple(_TYPES)
 _CHUNK = 64
+# Neighbouring windows share a quarter of their side.
+_MARGINS = 4
 
 
 @dataclass(frozen=True)
@@ -34,11 +40,16 @@ class EncodedImage:
 
     Attributes:
         embeddings: (1, 256, h, w), on the predictor's device.
-        shape: Height and width of the image.
+        image: The image itself, uint8 (H, W, 3).
     """
 
     embeddings: torch.Tensor
-    shape: tuple[int, int]
+    image: NDArray[np.uint8]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return self.image.shape[0], self.image.shape[1]
 
 
 class Predictor:
@@ -58,6 +69,8 @@ class Predictor:
         multimask_points: A point gives the one of three masks with the highest predicted IoU, which is how SAM treats
             points as it came. False takes the single mask, the one that fine-tuning trains. Boxes always give the
             single mask.
+        iou_trained: Whether the predicted IoU means anything; else `automatic` ranks masks by their stability.
+        dense: The recipe's settings of the dense decoder, where the model has one: `automatic` then goes by it.
     """
 
     def __init__(
@@ -71,6 +84,7 @@ class Predictor:
         chunk: int = _CHUNK,
         multimask_points: bool = False,
         iou_trained: bool = True,
+        dense: DenseSettings | None = None,
     ) -> None:
         sam: NucleiSam = model.get_base_model() if isinstance(model, PeftModel) else model
         self.model = sam.to(device)
@@ -81,6 +95,7 @@ class Predictor:
         self.chunk = chunk
         self.multimask_points = multimask_points
         self.iou_trained = iou_trained
+        self.dense = dense
 
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
         """Encode an image, uint8 (H, W, 3), of any height and width."""
@@ -88,7 +103,7 @@ class Predictor:
         pixels = prepare(image, self.input_size, self.normalise)
         with torch.inference_mode(), self._autocast():
             embeddings = self.model.encode(pixels[None].to(self.device))
-        return EncodedImage(embeddings, (int(image.shape[0]), int(image.shape[1])))
+        return EncodedImage(embeddings, image)
 
     def decode(
         self,
@@ -158,6 +173,40 @@ class Predictor:
             masks += crop_masks(logits[prompt, best].numpy(force=True), iou[prompt, best].numpy(force=True))
         return masks
 
+    def maps(self, image: NDArray[np.uint8], views: int) -> NDArray[np.float32]:
+        """The dense decoder's maps of an image of any size, averaged over views.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            views: How many of the eight flips and quarter turns, see :func:`nuclora.inference.views.views`.
+
+        Returns:
+            float32 (5, ceil(H / 2), ceil(W / 2)), see :data:`nuclora.data.targets.MAPS`.
+
+        Raises:
+            NucloraError: The model has no dense decoder.
+        """
+        if self.dense is None:
+            raise NucloraError("this model has no dense decoder", mend="train it with the recipe nuclora")
+        self.model.eval()
+        window = self.dense.window
+        return predict_windows(image, window, window // _MARGINS, lambda part: self._window_maps(part, views))
+
+    def _window_maps(self, window: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+        seen = views(count)
+        total = sum(undo(self._view_maps(show(window, view)), view) for view in seen)
+        return np.asarray(total / len(seen), dtype=np.float32)
+
+    def _view_maps(self, window: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Maps of one square window, (5, side / 2, side / 2)."""
+        assert self.model.dense_decoder is not None
+        pixels = prepare(window, self.input_size, self.normalise)[None].to(self.device)
+        own = prepare(window, window.shape[0], self.normalise)[None].to(self.device)
+        with torch.inference_mode(), self._autocast():
+            raw = self.model.dense_decoder(self.model.levels(pixels), own)
+        maps: NDArray[np.float32] = activate(raw)[0].numpy(force=True)
+        return maps
+
     def segment(
         self,
         image: NDArray[np.uint8],
@@ -217,7 +266,7 @@ def load_model(
         adapter = load_adapter(Path(source), path)
         model = adapter.model
         trained_size, normalise = adapter.card.input_size, adapter.card.normalise
-        recipe = parse_recipe(adapter.card.recipe, Path(source) / CARD)
+        recipe = adapter.recipe
     return Predictor(
         model,
         input_size=input_size or trained_size,
@@ -227,4 +276,5 @@ def load_model(
         chunk=recipe.prompts.chunk if recipe else _CHUNK,
         multimask_points=recipe is None,
         iou_trained=recipe is None or recipe.loss.iou > 0,
+        dense=recipe.dense if recipe else None,
     )

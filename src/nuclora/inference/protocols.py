@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from nuclora.data.prompts import inner_points, label_boxes
 from nuclora.errors import NucloraError
+from nuclora.inference.decode import decode
 from nuclora.inference.everything import segment_everything
 from nuclora.inference.merge import masks_to_labels
 from nuclora.recipe import EvaluateSettings, Protocol
@@ -25,8 +26,8 @@ DESCRIPTIONS: Mapping[str, str] = {
     "an upper bound, not what the model finds by itself.",
     "oracle-point": "Every nucleus is prompted with its innermost point taken from the truth: "
     "an upper bound, not what the model finds by itself.",
-    "automatic": "The model is prompted with a regular grid of points and its own scores filter the masks: "
-    "no truth is used.",
+    "automatic": "The model finds the nuclei by itself: by its dense decoder, or, where it has none, prompted with a "
+    "regular grid of points. No truth is used.",
 }
 
 
@@ -54,6 +55,10 @@ def segment(
     """
     if protocol not in PROTOCOLS:
         raise NucloraError(f"no protocol {protocol!r}", mend=f"choose one of {', '.join(PROTOCOLS)}")
+    if protocol == "automatic" and predictor.dense is not None:
+        pixels = image if isinstance(image, np.ndarray) else image.image
+        maps = predictor.maps(pixels, settings.decode.views)
+        return decode(maps, (pixels.shape[0], pixels.shape[1]), settings.decode, settings.min_size)
     encoded = predictor.encode(image) if isinstance(image, np.ndarray) else image
     if protocol == "automatic":
         return segment_everything(predictor, encoded, settings)

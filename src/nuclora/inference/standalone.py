@@ -16,10 +16,10 @@ from nuclora.inference.evaluate import Progress, evaluate_tiles
 from nuclora.inference.predictor import Precision, load_model
 from nuclora.inference.protocols import DESCRIPTIONS
 from nuclora.metrics import summarise
-from nuclora.models.adapter import CARD, WEIGHTS, read_card
+from nuclora.models.adapter import CARD, WEIGHTS, read_card, read_recipe
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import find_weights, sha256_of
-from nuclora.recipe import EvaluateSettings, Recipe, parse_recipe
+from nuclora.recipe import EvaluateSettings, Recipe
 from nuclora.run import Evaluation, Run, environment
 
 NO_FOLD = 0
@@ -61,7 +61,7 @@ def find_source(model: str, tiles: TileSet) -> Source:
         return Source({NO_FOLD: model}, dict.fromkeys(tiles.names, NO_FOLD), None)
     folder = Path(model)
     if (folder / CARD).is_file():
-        recipe = parse_recipe(read_card(folder).recipe, folder / CARD)
+        recipe = read_recipe(folder, read_card(folder))
         return Source({NO_FOLD: folder}, dict.fromkeys(tiles.names, NO_FOLD), recipe)
     if not (folder / "run.json").is_file():
         raise NucloraError(

@@ -1,10 +1,11 @@
-"""Adapters on disk: PEFT's two files, and a card with what PEFT does not know."""
+"""Adapters on disk: PEFT's two files, and what PEFT does not know: a card, and the dense decoder where there is one."""
 
 from __future__ import annotations
 
 import copy
 import os
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -20,12 +21,15 @@ from nuclora.errors import NucloraError
 from nuclora.files import disk_errors
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import LoadedBase, load_base, require_finite
+from nuclora.models.lora import fold_adapters
 from nuclora.models.preprocess import Normalise
 from nuclora.models.sam import NucleiSam
+from nuclora.recipe import DenseSettings, Recipe, parse_recipe
 
 CARD = "nuclora.json"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
+DENSE_WEIGHTS = "dense_decoder.safetensors"
 
 _MEND = "copy the adapter again; of a run, delete it and `nuclora cv` trains it again"
 
@@ -53,11 +57,13 @@ class LoadedAdapter:
     Args:
         model: The PEFT model; its `get_base_model()` is the NucleiSam to encode and decode with.
         card: What the adapter says of itself.
+        recipe: The recipe that it was trained with.
         base: The base that it sits on.
     """
 
     model: PeftModel
     card: AdapterCard
+    recipe: Recipe
     base: LoadedBase
 
 
@@ -86,11 +92,9 @@ def _save(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None:
         fresh = Path(scratch) / "new"
         fresh.mkdir()
         config.save_pretrained(str(fresh))
-        save_file(
-            {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()},
-            fresh / WEIGHTS,
-            metadata={"format": "pt"},
-        )
+        _save_tensors(tensors, fresh / WEIGHTS)
+        if (dense_decoder := peft_model.get_base_model().dense_decoder) is not None:
+            _save_tensors(dense_decoder.state_dict(), fresh / DENSE_WEIGHTS)
         (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
         for file in fresh.iterdir():
             # safetensors writes for the owner's eyes only; an adapter is there to be shared.
@@ -100,6 +104,12 @@ def _save(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None:
             # A folder with files in it cannot be replaced in one step; the old one goes with the scratch folder.
             folder.replace(Path(scratch) / "old")
         fresh.replace(folder)
+
+
+def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
+    save_file(
+        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"}
+    )
 
 
 def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:
@@ -113,6 +123,7 @@ def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:
         NucloraError: A file is missing or damaged, or these are other base weights than those of the training.
     """
     card = read_card(folder)
+    recipe = read_recipe(folder, card)
     if card.base not in BASES:
         raise NucloraError(f"trained on {card.base!r}, which is no base", path=folder / CARD, mend="update nuclora")
     config, tensors = _read_config(folder), _read_tensors(folder / WEIGHTS)
@@ -126,14 +137,24 @@ def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:
     # PEFT draws first weights from the global generator; they are replaced at once.
     with torch.random.fork_rng(devices=[]):
         try:
-            model = PeftModel(base.model, config)
+            model = PeftModel(base.model, fold_adapters(config))
         except (ValueError, TypeError) as error:
             reason = " ".join(str(error).split())[:160]
             raise NucloraError(f"does not fit {card.base} ({reason})", path=folder / CONFIG, mend=_MEND) from error
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
     _check_fit(tensors, expected, folder / WEIGHTS)
     set_peft_model_state_dict(model, tensors)
-    return LoadedAdapter(model.eval(), card, base)
+    if recipe.dense is not None:
+        _load_dense_decoder(base.model, recipe.dense, folder / DENSE_WEIGHTS)
+    return LoadedAdapter(model.eval(), card, recipe, base)
+
+
+def _load_dense_decoder(model: NucleiSam, settings: DenseSettings, path: Path) -> None:
+    tensors = _read_tensors(path)
+    model.add_dense_decoder(settings, seed=0)
+    assert model.dense_decoder is not None
+    _check_fit(tensors, model.dense_decoder.state_dict(), path)
+    model.dense_decoder.load_state_dict(tensors)
 
 
 def merge(peft_model: PeftModel) -> NucleiSam:
@@ -157,6 +178,11 @@ def read_card(folder: Path) -> AdapterCard:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"])
         raise NucloraError(f"not a valid card: {where}{first['msg']}", path=path, mend=_MEND) from error
+
+
+def read_recipe(folder: Path, card: AdapterCard) -> Recipe:
+    """The recipe that an adapter was trained with, from its card."""
+    return parse_recipe(card.recipe, folder / CARD)
 
 
 def _read_config(folder: Path) -> LoraConfig:

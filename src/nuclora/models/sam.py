@@ -15,7 +15,11 @@ from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamPromptEncoder
 
 from nuclora.errors import NucloraError
+from nuclora.models.dense_decoder import DenseDecoder
 from nuclora.models.mask_decoder import MaskDecoder
+from nuclora.models.tiny_vit import TinyViT
+from nuclora.models.vit import ViT
+from nuclora.recipe import DenseSettings
 
 
 class MaskPrediction(NamedTuple):
@@ -98,13 +102,13 @@ class NucleiSam(nn.Module):
     """A SAM with any of our image encoders, for any input size that the encoder's stride divides.
 
     Args:
-        vision_encoder: Maps (B, 3, S, S) to (B, C, S / stride, S / stride).
+        vision_encoder: Its `levels` maps (B, 3, S, S) to features, last (B, C, S / stride, S / stride).
         config: `transformers`' configuration; the prompt encoder and the mask decoder are built from it.
         stride: Input pixels per cell of the image embedding.
         name_or_path: Name of the base; PEFT writes it into adapters.
     """
 
-    def __init__(self, vision_encoder: nn.Module, config: SamConfig, stride: int, name_or_path: str) -> None:
+    def __init__(self, vision_encoder: TinyViT | ViT, config: SamConfig, stride: int, name_or_path: str) -> None:
         super().__init__()
         self.stride = stride
         self.name_or_path = name_or_path
@@ -112,6 +116,20 @@ class NucleiSam(nn.Module):
         self.vision_encoder = vision_encoder
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config.mask_decoder_config)
+        self.dense_decoder: DenseDecoder | None = None
+
+    def add_dense_decoder(self, settings: DenseSettings, seed: int) -> None:
+        """Add a fresh prompt-free decoder.
+
+        Args:
+            settings: Its channels.
+            seed: Seed of its first weights; the global generator is left alone.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.dense_decoder = DenseDecoder(
+                self.vision_encoder.level_channels, settings.channels, settings.fine_channels
+            )
 
     def check_input(self, height: int, width: int) -> None:
         """Refuse an input that the encoder cannot take.
@@ -138,9 +156,20 @@ class NucleiSam(nn.Module):
         Raises:
             NucloraError: The images are not square, or the stride does not divide their side.
         """
+        return self.levels(pixel_values)[-1]
+
+    def levels(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Features of the encoder at several depths, finest first; the last are the image embeddings.
+
+        Args:
+            pixel_values: As in :meth:`encode`.
+
+        Returns:
+            What the dense decoder reads, (B, C, h, w) each.
+        """
         self.check_input(*pixel_values.shape[-2:])
-        embeddings: Tensor = self.vision_encoder(pixel_values)
-        return embeddings
+        levels: tuple[Tensor, ...] = self.vision_encoder.levels(pixel_values)
+        return levels
 
     def decode(
         self,

@@ -199,12 +199,11 @@ class ConvStage(nn.Module):
         self.blocks = nn.ModuleList(InvertedBottleneck(dim) for _ in range(depth))
         self.downsample = PatchMerging(dim, out_dim, stride=2)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(batch, dim, height, width) to (batch, height / 2, width / 2, out_dim)."""
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, dim, height, width) to the same shape, and to (batch, height / 2, width / 2, out_dim)."""
         for block in self.blocks:
             features = block(features)
-        result: Tensor = self.downsample(features).permute(0, 2, 3, 1)
-        return result
+        return features, self.downsample(features).permute(0, 2, 3, 1)
 
 
 class AttentionStage(nn.Module):
@@ -217,14 +216,14 @@ class AttentionStage(nn.Module):
         self.blocks = nn.ModuleList(TinyViTBlock(dim, num_heads, window_size) for _ in range(depth))
         self.downsample = None if out_dim is None else PatchMerging(dim, out_dim, stride)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """(batch, height, width, dim) to (batch, height / stride, width / stride, out_dim)."""
+    def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """(batch, height, width, dim) to (batch, dim, height, width), and to the next stage's tokens."""
         for block in self.blocks:
             tokens = block(tokens)
+        features = tokens.permute(0, 3, 1, 2)
         if self.downsample is None:
-            return tokens
-        result: Tensor = self.downsample(tokens.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        return result
+            return features, tokens
+        return features, self.downsample(features).permute(0, 2, 3, 1)
 
 
 class TinyViT(nn.Module):
@@ -259,9 +258,26 @@ class TinyViT(nn.Module):
         Returns:
             Image embeddings, (batch, output_channels, size / stride, size / stride).
         """
+        return self.levels(pixel_values)[-1]
+
+    @property
+    def level_channels(self) -> tuple[int, ...]:
+        """Channels of :meth:`levels`."""
+        return (*self.config.embed_dims, self.config.output_channels)
+
+    def levels(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """Features of each stage before its merging, finest first, and last the image embeddings.
+
+        Args:
+            pixel_values: As in :meth:`forward`.
+
+        Returns:
+            (batch, channels, height, width) each, with :attr:`level_channels`.
+        """
         # In half precision the convolutions are twice as fast so.
-        features = self.patch_embed(pixel_values.contiguous(memory_format=torch.channels_last))
+        tokens = self.patch_embed(pixel_values.contiguous(memory_format=torch.channels_last))
+        found: list[Tensor] = []
         for stage in self.layers:
-            features = stage(features)
-        result: Tensor = self.neck(features)
-        return result
+            features, tokens = stage(tokens)
+            found.append(features)
+        return (*found, self.neck(tokens))

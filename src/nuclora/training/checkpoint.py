@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from nuclora.errors import NucloraError
 from nuclora.files import write_atomic
+from nuclora.training.average import MovingAverage
 
 
 def trained_state(model: nn.Module) -> dict[str, Tensor]:
@@ -47,7 +48,11 @@ def load_trained_state(model: nn.Module, state: Mapping[str, Tensor], path: Path
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None, position: Mapping[str, Any]
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None,
+    position: Mapping[str, Any],
+    average: MovingAverage | None = None,
 ) -> None:
     """Write trained parameters, optimiser state and the position in the training, atomically.
 
@@ -56,17 +61,25 @@ def save_checkpoint(
         model: Whose trained parameters are kept.
         optimizer: Whose state is kept; none for a checkpoint that nobody trains on from.
         position: What JSON can hold: epoch, step and the like.
+        average: The moving average of the weights, where there is one.
     """
     tensors = {f"model.{name}": value for name, value in trained_state(model).items()}
     if optimizer is not None:
         for index, slots in optimizer.state_dict()["state"].items():
             for slot, value in slots.items():
                 tensors[f"optimizer.{index}.{slot}"] = value.detach().cpu().contiguous()
+    if average is not None:
+        tensors |= {f"average.{name}": value.cpu().contiguous() for name, value in average.state.items()}
     write_atomic(path, safetensors.torch.save(tensors, {"position": json.dumps(dict(position))}))
 
 
-def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Read what :func:`save_checkpoint` wrote into the model and the optimiser.
+def load_checkpoint(
+    path: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer | None = None,
+    average: MovingAverage | None = None,
+) -> dict[str, Any]:
+    """Read what :func:`save_checkpoint` wrote into the model, the optimiser and the moving average.
 
     Returns:
         The position.
@@ -82,13 +95,17 @@ def load_checkpoint(path: Path, model: nn.Module, optimizer: torch.optim.Optimiz
         raise NucloraError(
             f"cannot read the checkpoint ({error})", path=path, mend="delete it to train the fold anew"
         ) from error
-    model_state = {name.removeprefix("model."): value for name, value in tensors.items() if name.startswith("model.")}
-    load_trained_state(model, model_state, path)
+    load_trained_state(model, _under(tensors, "model."), path)
+    if average is not None:
+        average.load(_under(tensors, "average."))
     if optimizer is not None:
         slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("optimizer."):
-                _, index, slot = name.split(".", 2)
-                slots.setdefault(int(index), {})[slot] = value
+        for name, value in _under(tensors, "optimizer.").items():
+            index, slot = name.split(".", 1)
+            slots.setdefault(int(index), {})[slot] = value
         optimizer.load_state_dict({"state": slots, "param_groups": optimizer.state_dict()["param_groups"]})
     return position
+
+
+def _under(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}

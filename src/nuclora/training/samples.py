@@ -14,11 +14,38 @@ from torch.utils.data import Dataset
 
 from nuclora.data.augment import augment
 from nuclora.data.prompts import label_boxes, random_inner_points
+from nuclora.data.targets import STRIDE, dense_targets, pixel_weights
 from nuclora.data.tiles import Sample, TileSet
 from nuclora.errors import NucloraError
 from nuclora.models.preprocess import Normalise, prepare
-from nuclora.recipe import LossSettings, PromptSettings, Recipe
+from nuclora.recipe import DenseSettings, LossSettings, PromptSettings, Recipe
 from nuclora.training.seeds import derive_seed
+
+
+@dataclass(frozen=True)
+class DenseTruth:
+    """What the dense decoder reads and is to say of a square of side C in the tile's own pixels.
+
+    Attributes:
+        pixel_values: float32 (3, C, C).
+        maps: float32 (5, C / 2, C / 2), see :func:`nuclora.data.targets.dense_targets`.
+        weights: float32 (C / 2, C / 2), 0 where no truth is known.
+    """
+
+    pixel_values: Tensor
+    maps: Tensor
+    weights: Tensor
+
+    def to(self, device: torch.device) -> DenseTruth:
+        """The same on a device."""
+        return DenseTruth(*(tensor.to(device, non_blocking=True) for tensor in self._tensors()))
+
+    def pin_memory(self) -> DenseTruth:
+        """The same in page-locked memory."""
+        return DenseTruth(*(tensor.pin_memory() for tensor in self._tensors()))
+
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        return self.pixel_values, self.maps, self.weights
 
 
 @dataclass(frozen=True)
@@ -34,6 +61,7 @@ class TrainingSample:
         boxes: float32 (N, 4), xyxy in input pixels.
         points: float32 (N, 2), xy in input pixels.
         weights: float32 (N,), share of each nucleus in the tile's loss.
+        dense: What the dense decoder learns from, where the recipe has one.
     """
 
     pixel_values: Tensor
@@ -44,16 +72,20 @@ class TrainingSample:
     boxes: Tensor
     points: Tensor
     weights: Tensor
+    dense: DenseTruth | None = None
 
     def to(self, device: torch.device) -> TrainingSample:
         """The same on a device."""
-        return TrainingSample(
-            **{name: getattr(self, name).to(device, non_blocking=True) for name in self.__dataclass_fields__}
-        )
+        tensors = {name: value.to(device, non_blocking=True) for name, value in self._tensors().items()}
+        return TrainingSample(**tensors, dense=self.dense and self.dense.to(device))
 
     def pin_memory(self) -> TrainingSample:
         """The same in page-locked memory; the loader calls this."""
-        return TrainingSample(**{name: getattr(self, name).pin_memory() for name in self.__dataclass_fields__})
+        tensors = {name: value.pin_memory() for name, value in self._tensors().items()}
+        return TrainingSample(**tensors, dense=self.dense and self.dense.pin_memory())
+
+    def _tensors(self) -> dict[str, Tensor]:
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "dense"}
 
 
 class TrainingSamples(Dataset[TrainingSample]):
@@ -117,6 +149,7 @@ def make_sample(
     keep = _draw_nuclei(len(ids), recipe.prompts, generator)
     ids, boxes, weights = ids[keep], boxes[keep], weights[keep]
     mask_size = size // recipe.loss.stride
+    dense = None if recipe.dense is None else _dense_truth(sample, known, recipe.dense, normalise)
     return TrainingSample(
         pixel_values=prepare(sample.image, size, normalise),
         labels=torch.from_numpy(_resize_nearest(known, mask_size)),
@@ -126,7 +159,25 @@ def make_sample(
         boxes=torch.from_numpy(jitter_boxes(boxes, recipe.prompts.box_jitter, size, generator)),
         points=torch.from_numpy(random_inner_points(frame_labels, ids, generator)),
         weights=torch.from_numpy(weights / max(float(weights.sum()), 1e-12)),
+        dense=dense,
     )
+
+
+def _dense_truth(sample: Sample, known: NDArray[np.int32], settings: DenseSettings, normalise: Normalise) -> DenseTruth:
+    """What the dense decoder learns from a square sample whose known nuclei are `known`."""
+    # A cell of the maps counts where all of its pixels are known.
+    valid = ~_pool(sample.ignore, STRIDE).any(axis=(1, 3))
+    weights = pixel_weights(known, settings.contact_weight, settings.small_weight)
+    return DenseTruth(
+        pixel_values=prepare(sample.image, sample.image.shape[0], normalise),
+        maps=torch.from_numpy(dense_targets(known)),
+        weights=torch.from_numpy(weights * valid),
+    )
+
+
+def _pool(values: NDArray[Any], stride: int) -> NDArray[Any]:
+    height, width = values.shape
+    return values.reshape(height // stride, stride, width // stride, stride)
 
 
 def jitter_boxes(

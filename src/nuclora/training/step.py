@@ -11,25 +11,28 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from nuclora.models.sam import NucleiSam
-from nuclora.recipe import LossSettings
+from nuclora.recipe import DenseSettings, LossSettings
+from nuclora.training.dense_loss import dense_loss
 from nuclora.training.losses import mask_bce, mask_dice, mask_iou
 from nuclora.training.samples import TrainingSample
 
 
-class MaskLoss(nn.Module):
-    """Mean loss over tiles: each tile is encoded once, and the decoder prompted once a nucleus.
+class TileLoss(nn.Module):
+    """Mean loss over tiles: each tile is encoded once, for the dense decoder and for a prompt a nucleus.
 
     Args:
         model: The adapted model.
-        loss: Weights of the terms.
+        loss: Weights of the terms of a prompted mask.
+        dense: Weights of the dense decoder's terms, where the model has one.
         chunk: Prompts decoded at once. Where a batch needs several chunks each is computed again in the
             backward pass, so that memory grows with the chunk and not with a tile's nuclei.
     """
 
-    def __init__(self, model: PeftModel, loss: LossSettings, chunk: int) -> None:
+    def __init__(self, model: PeftModel, loss: LossSettings, chunk: int, dense: DenseSettings | None = None) -> None:
         super().__init__()
         self.model = model
         self.settings = loss
+        self.dense = dense
         self.chunk = chunk
 
     def forward(self, samples: Sequence[TrainingSample]) -> Tensor:
@@ -42,7 +45,8 @@ class MaskLoss(nn.Module):
             float32 scalar.
         """
         sam: NucleiSam = self.model.get_base_model()
-        embeddings = sam.encode(torch.stack([sample.pixel_values for sample in samples]))
+        levels = sam.levels(torch.stack([sample.pixel_values for sample in samples]))
+        embeddings = levels[-1]
         parts = [
             (index, sample, chosen)
             for index, sample in enumerate(samples)
@@ -58,8 +62,20 @@ class MaskLoss(nn.Module):
                 total = total + checkpoint(self._prompted_loss, *arguments, use_reentrant=False)
             else:
                 total = total + self._prompted_loss(*arguments)
+        total = total / len(samples)
+        if self.dense is not None:
+            total = total + self._dense_loss(sam, levels, samples, self.dense)
         # Without a prompt in the whole batch the loss must still hang on the graph, or DDP waits for ever.
-        return total / len(samples) + 0.0 * embeddings.float().sum()
+        return total + 0.0 * embeddings.float().sum()
+
+    def _dense_loss(
+        self, sam: NucleiSam, levels: Sequence[Tensor], samples: Sequence[TrainingSample], settings: DenseSettings
+    ) -> Tensor:
+        truths = [sample.dense for sample in samples if sample.dense is not None]
+        assert sam.dense_decoder is not None and len(truths) == len(samples)  # noqa: PT018
+        raw = sam.dense_decoder(levels, torch.stack([truth.pixel_values for truth in truths]))
+        maps = torch.stack([truth.maps for truth in truths])
+        return dense_loss(raw, maps, torch.stack([truth.weights for truth in truths]), settings)
 
     def _prompted_loss(self, sam: NucleiSam, embedding: Tensor, sample: TrainingSample, chosen: Tensor) -> Tensor:
         if sample.is_box[chosen[0]]:

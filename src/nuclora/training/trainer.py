@@ -14,6 +14,7 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
+from peft import PeftModel
 from torch.utils.data import DataLoader
 
 from nuclora.data.folds import ALL_TILES, FoldTable, inner_split
@@ -26,14 +27,15 @@ from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import LoadedBase
 from nuclora.models.lora import adapt, check_targets
 from nuclora.models.preprocess import Normalise
-from nuclora.recipe import Recipe
+from nuclora.recipe import Recipe, TrainSettings
 from nuclora.run import Run, usable_cores
+from nuclora.training.average import MovingAverage
 from nuclora.training.checkpoint import load_checkpoint, save_checkpoint, trained_state
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
 from nuclora.training.samples import ErrorsAsItems, TrainingSample, TrainingSamples
 from nuclora.training.seeds import derive_seed
-from nuclora.training.step import MaskLoss
+from nuclora.training.step import TileLoss
 
 _NOT_FINITE = "lower train.learning_rate, or set train.precision=no, under another -o"
 
@@ -42,6 +44,27 @@ def input_frame(recipe: Recipe, base: LoadedBase) -> tuple[int, Normalise]:
     """Side in pixels and normalisation of the network's input under a recipe on a base."""
     normalise: Normalise = "unit" if recipe.input.normalise == "unit" else base.normalise
     return recipe.input.size or base.input_size, normalise
+
+
+def training_size(recipe: Recipe, base: LoadedBase) -> int:
+    """Side in pixels of the network's input in training: the whole tile's, or a crop's at the same enlargement."""
+    size, _ = input_frame(recipe, base)
+    if recipe.dense is None or recipe.augment.crop is None:
+        return size
+    stride = base.model.stride
+    return max(1, round(recipe.augment.crop * size / recipe.dense.window / stride)) * stride
+
+
+def learning_rate_factor(train: TrainSettings, done: int, steps: int) -> float:
+    """Share of the full learning rates at a step: a linear rise, then constant or half a cosine down to 0.
+
+    Args:
+        train: `warmup_steps` and `schedule` are read.
+        done: Steps done before.
+        steps: Steps of the whole training.
+    """
+    rise = min(1.0, (done + 1) / (train.warmup_steps + 1))
+    return rise if train.schedule == "constant" else rise * 0.5 * (1 + math.cos(math.pi * done / steps))
 
 
 def check_recipe(recipe: Recipe, table: FoldTable, folds: Sequence[int], base: LoadedBase, processes: int) -> None:
@@ -132,10 +155,13 @@ class FoldTrainer:
         train = self.recipe.train
         self.plan = _plan(self.recipe, fold, len(fit), accelerator.num_processes)
         self.model = adapt(base.model, self.recipe.adapter, seed=derive_seed(self.recipe.seed, "adapter"))
-        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
+        if self.recipe.dense is not None:
+            base.model.add_dense_decoder(self.recipe.dense, seed=derive_seed(self.recipe.seed, "dense decoder"))
         # AdamW without weight decay is Adam.
-        optimizer = torch.optim.AdamW(parameters, lr=train.learning_rate, weight_decay=train.weight_decay)
-        loss = MaskLoss(self.model, self.recipe.loss, self.recipe.prompts.chunk)
+        optimizer = torch.optim.AdamW(_parameter_groups(self.model, self.recipe))
+        self.learning_rates = [group["lr"] for group in optimizer.param_groups]
+        self.average = MovingAverage(self.model, train.ema) if train.ema else None
+        loss = TileLoss(self.model, self.recipe.loss, self.recipe.prompts.chunk, self.recipe.dense)
         self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
         self.log = run.training_log(fold)
         self.best_score = -math.inf
@@ -162,7 +188,7 @@ class FoldTrainer:
         path = self.run.checkpoint_path(self.fold)
         done = 0
         if path.exists():
-            position = load_checkpoint(path, self.model, self.optimizer.optimizer)
+            position = load_checkpoint(path, self.model, self.optimizer.optimizer, self.average)
             done, self.best_score = position["step"], position["best_score"]
             self.last_validation = position["last_validation"]
             if self.accelerator.scaler is not None:
@@ -195,7 +221,13 @@ class FoldTrainer:
                 self.interrupt.check()
 
     def _batches(self, epoch: int, first_step: int) -> Iterator[list[TrainingSample]]:
-        samples = TrainingSamples(self.fit_tiles, self.recipe, size=self.size, normalise=self.normalise, epoch=epoch)
+        samples = TrainingSamples(
+            self.fit_tiles,
+            self.recipe,
+            size=training_size(self.recipe, self.base),
+            normalise=self.normalise,
+            epoch=epoch,
+        )
         cuda = self.accelerator.device.type == "cuda"
         loader: DataLoader[TrainingSample | NucloraError] = DataLoader(
             ErrorsAsItems(samples),
@@ -214,6 +246,8 @@ class FoldTrainer:
         """Do one optimiser step and log it."""
         started = time.perf_counter()
         accumulation = self.recipe.train.accumulation
+        done = epoch * self.plan.steps + step
+        self._set_learning_rates(done)
         total = torch.zeros((), device=self.accelerator.device)
         for part in range(accumulation):
             samples = next(batches)
@@ -224,8 +258,12 @@ class FoldTrainer:
                 loss = self.loss(samples) / accumulation
                 self.accelerator.backward(loss)
             total += loss.detach()
+        if self.recipe.train.clip_norm is not None:
+            self.accelerator.clip_grad_norm_(self.loss.parameters(), self.recipe.train.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(done)
         value = float(self.accelerator.reduce(total, "mean"))
         if not math.isfinite(value):
             raise NucloraError(
@@ -237,13 +275,23 @@ class FoldTrainer:
             {
                 "kind": "step",
                 "epoch": epoch + 1,
-                "step": epoch * self.plan.steps + step + 1,
+                "step": done + 1,
                 "loss": value,
                 "seconds": seconds,
                 "tiles_per_second": self.plan.batch_size / seconds,
                 "memory_mb": self._memory_mb(),
             }
         )
+
+    def _set_learning_rates(self, done: int) -> None:
+        train = self.recipe.train
+        factor = learning_rate_factor(train, done, self.plan.steps * train.epochs)
+        for group, rate in zip(self.optimizer.param_groups, self.learning_rates, strict=True):
+            group["lr"] = rate * factor
+
+    def _averaged(self) -> contextlib.AbstractContextManager[None]:
+        """The model with its averaged weights, which is the one that counts."""
+        return self.average.in_place() if self.average is not None else contextlib.nullcontext()
 
     def _record_epoch(self, epoch: int, done: int) -> None:
         if self.accelerator.is_main_process:
@@ -252,29 +300,39 @@ class FoldTrainer:
             self._write_record({"kind": "epoch", "epoch": epoch + 1, "step": done, "loss": float(np.mean(losses))})
 
     def _validate(self, epoch: int, done: int) -> None:
-        """Score the validation tiles with boxes from the truth, and keep the best parameters."""
+        """Score the validation tiles, and keep the best parameters."""
         if self.accelerator.is_main_process:
-            predictor = Predictor(
-                self.model.get_base_model(),
-                input_size=self.size,
-                normalise=self.normalise,
-                device=self.accelerator.device,
-                precision=self.recipe.train.precision,
-            )
-            scores = []
-            for tile in self.validation_tiles:
-                sample = tile.read()
-                labels = segment(predictor, sample.image, sample.labels, "oracle-box", self.recipe.evaluate)
-                scores.append(score(sample.labels, labels, sample.ignore))
-            means = {name: float(np.mean([row[name] for row in scores])) for name in ("dice", "aji", "pq")}
-            self.last_validation = means
-            record = {"kind": "validation", "epoch": epoch + 1, "step": done, "protocol": "oracle-box"}
-            self._write_record({**record, "tiles": len(scores), **means})
-            if self.recipe.train.select == "best" and means["pq"] > self.best_score:
-                self.best_score = means["pq"]
-                save_checkpoint(self.run.best_path(self.fold), self.model, None, {"step": done, **means})
+            with self._averaged():
+                self._score_validation(epoch, done)
         self.loss.train()
         self.accelerator.wait_for_everyone()
+
+    def _score_validation(self, epoch: int, done: int) -> None:
+        predictor = Predictor(
+            self.model.get_base_model(),
+            input_size=self.size,
+            normalise=self.normalise,
+            device=self.accelerator.device,
+            precision=self.recipe.train.precision,
+            dense=self.recipe.dense,
+        )
+        # Boxes from the truth where the model is made for prompts.
+        protocol = "oracle-box" if self.recipe.dense is None else "automatic"
+        # One view is enough to compare steps of one training.
+        decode = self.recipe.evaluate.decode.model_copy(update={"views": 1})
+        settings = self.recipe.evaluate.model_copy(update={"decode": decode})
+        scores = []
+        for tile in self.validation_tiles:
+            sample = tile.read()
+            labels = segment(predictor, sample.image, sample.labels, protocol, settings)
+            scores.append(score(sample.labels, labels, sample.ignore))
+        means = {name: float(np.mean([row[name] for row in scores])) for name in ("dice", "aji", "pq")}
+        self.last_validation = means
+        record = {"kind": "validation", "epoch": epoch + 1, "step": done, "protocol": protocol}
+        self._write_record({**record, "tiles": len(scores), **means})
+        if self.recipe.train.select == "best" and means["pq"] > self.best_score:
+            self.best_score = means["pq"]
+            save_checkpoint(self.run.best_path(self.fold), self.model, None, {"step": done, **means})
 
     def _anybody_asked_to_stop(self) -> bool:
         if self.accelerator.num_processes == 1:
@@ -296,14 +354,22 @@ class FoldTrainer:
             }
             if self.accelerator.scaler is not None:
                 position["scaler"] = self.accelerator.scaler.state_dict()
-            save_checkpoint(self.run.checkpoint_path(self.fold), self.model, self.optimizer.optimizer, position)
+            save_checkpoint(
+                self.run.checkpoint_path(self.fold), self.model, self.optimizer.optimizer, position, self.average
+            )
         self.accelerator.wait_for_everyone()
 
     def _write_adapter(self) -> None:
+        with self._averaged():
+            self._save_adapter()
+        # The adapter is the fold's result; what was only kept to go on from is no longer needed.
+        self.run.checkpoint_path(self.fold).unlink(missing_ok=True)
+        self.run.best_path(self.fold).unlink(missing_ok=True)
+
+    def _save_adapter(self) -> None:
         metrics = {f"validation_{name}": value for name, value in self.last_validation.items()}
-        best = self.run.best_path(self.fold)
         if self.recipe.train.select == "best":
-            position = load_checkpoint(best, self.model)
+            position = load_checkpoint(self.run.best_path(self.fold), self.model)
             metrics = {f"validation_{name}": position[name] for name in ("dice", "aji", "pq")}
         card = AdapterCard(
             base=self.base.name,
@@ -314,9 +380,6 @@ class FoldTrainer:
             metrics=metrics,
         )
         save_adapter(self.model, self.run.adapter_folder(self.fold), card)
-        # The adapter is the fold's result; what was only kept to go on from is no longer needed.
-        self.run.checkpoint_path(self.fold).unlink(missing_ok=True)
-        best.unlink(missing_ok=True)
 
     def _write_record(self, record: dict[str, Any]) -> None:
         if self.accelerator.is_main_process:
@@ -327,6 +390,23 @@ class FoldTrainer:
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.accelerator.device) / 1e6
         return float(psutil.Process().memory_info().rss) / 1e6
+
+
+def _parameter_groups(model: PeftModel, recipe: Recipe) -> list[dict[str, Any]]:
+    """The parameters that train, with their learning rates: the dense decoder's are its own."""
+    train, dense = recipe.train, recipe.dense
+    fresh = {id(parameter) for parameter in _dense_parameters(model)}
+    adapted = [p for p in model.parameters() if p.requires_grad and id(p) not in fresh]
+    groups = [{"params": adapted, "lr": train.learning_rate, "weight_decay": train.weight_decay}]
+    if dense is not None:
+        decay = {"lr": dense.learning_rate, "weight_decay": dense.weight_decay}
+        groups.append({"params": _dense_parameters(model), **decay})
+    return groups
+
+
+def _dense_parameters(model: PeftModel) -> list[torch.nn.Parameter]:
+    decoder = model.get_base_model().dense_decoder
+    return [] if decoder is None else list(decoder.parameters())
 
 
 def _plan(recipe: Recipe, fold: int, tiles: int, processes: int) -> _Plan:

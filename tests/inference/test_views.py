@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nuclora.data.synthetic import write_dataset
+from nuclora.data import open_tiles
+from nuclora.data.targets import dense_targets
+from nuclora.inference.views import show, undo, views
+
+
+@pytest.fixture(scope="module")
+def labels(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("views") / "tiles"
+    write_dataset(folder, tiles=1, size=64, organs=1, seed=5)
+    return next(iter(open_tiles(folder))).read().labels
+
+
+@pytest.mark.parametrize("view", views(8))
+def test_targets_of_a_view_undone_are_the_targets_of_the_image(labels, view):
+    seen = dense_targets(show(labels, view))
+    np.testing.assert_allclose(undo(seen, view), dense_targets(labels), atol=1e-5)
+
+
+def test_views_are_eight_and_the_first_is_the_image(labels):
+    shown = {show(labels, view).tobytes() for view in views(8)}
+    assert len(shown) == 8
+    np.testing.assert_array_equal(show(labels, views(1)[0]), labels)
+
+
+def test_undo_leaves_its_input_alone():
+    maps = np.random.default_rng(0).random((5, 4, 4)).astype(np.float32)
+    before = maps.copy()
+    undo(maps, views(8)[7])
+    np.testing.assert_array_equal(maps, before)
