@@ -160,26 +160,27 @@ def test_another_damaged_file_of_a_run_is_named(file, content, told, tmp_path):
         _start(tmp_path / "run")
 
 
-def test_a_run_is_held_by_one_process(tmp_path):
+def test_a_fold_is_held_by_one_process_and_the_others_are_free(tmp_path):
     run = _start(tmp_path / "run")
     code = (
         "import sys; from pathlib import Path; from nuclora.run import Run\n"
         "from nuclora.errors import NucloraError\n"
         "try:\n"
-        "    with Run(Path(sys.argv[1])).locked(): print('held')\n"
+        "    with Run(Path(sys.argv[1])).locked(int(sys.argv[2])): print('held')\n"
         "except NucloraError as error: print(error)\n"
     )
 
-    def other() -> str:
-        command = [sys.executable, "-c", code, str(run.folder)]
+    def other(fold: int) -> str:
+        command = [sys.executable, "-c", code, str(run.folder), str(fold)]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 
-    with run.locked():
-        assert "another nuclora works on this run; wait for it or stop it" in other()
-    assert other() == "held\n"
-    with pytest.raises(ZeroDivisionError), run.locked():
+    with run.locked(1):
+        assert "another nuclora works on this fold; wait for it or stop it" in other(1)
+        assert other(2) == "held\n"
+    assert other(1) == "held\n"
+    with pytest.raises(ZeroDivisionError), run.locked(1):
         raise ZeroDivisionError
-    with run.locked():
+    with run.locked(1):
         pass
 
 

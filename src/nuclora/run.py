@@ -39,7 +39,7 @@ from pydantic import BaseModel
 
 from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.errors import NucloraError
-from nuclora.files import AppendLog, hold, write_atomic
+from nuclora.files import AppendLog, disk_errors, hold, write_atomic
 from nuclora.io.labels import read_labels, write_labels
 from nuclora.recipe import Recipe, load_recipe
 
@@ -227,14 +227,23 @@ class Run:
         return run
 
     def begin_session(self) -> None:
-        """Note this process among the sessions; call with the run locked."""
-        self.info["sessions"].append(environment())
-        write_atomic(self.folder / "run.json", json.dumps(self.info, indent=2) + "\n")
+        """Note this process among the sessions."""
+        with hold(self.folder, "run"):
+            # Other processes may have noted theirs since this one opened the run.
+            self.info["sessions"] = [*Run(self.folder).info["sessions"], environment()]
+            write_atomic(self.folder / "run.json", json.dumps(self.info, indent=2) + "\n")
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for this process; a second one is refused."""
-        with hold(self.folder, "run"):
+    def locked(self, fold: int | None) -> Iterator[None]:
+        """Hold one fold, or the zero-shot evaluation, for this process; a second one is refused.
+
+        Processes may work on different folds of one run at the same time.
+        """
+        what = "zero-shot evaluation" if fold is None else "fold"
+        folder = self.folder / ZERO_SHOT if fold is None else self.fold_folder(fold)
+        with disk_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        with hold(folder, what):
             yield
 
     @property

@@ -163,8 +163,8 @@ def test_another_fold_table_is_refused(unbroken, tiny_data, tiny_recipe, tiny_sa
         cross_validate(tiles, tiny_recipe, unbroken, fold_table=make_folds(tiles, FOLDS, 99), weights=tiny_sam_folder)
 
 
-def test_a_run_at_work_is_not_touched_by_another(unbroken, tiny_data, tiny_recipe, tiny_sam_folder):
-    with Run(unbroken).locked(), pytest.raises(NucloraError, match="another nuclora works on this run"):
+def test_a_fold_at_work_is_not_touched_by_another(unbroken, tiny_data, tiny_recipe, tiny_sam_folder):
+    with Run(unbroken).locked(1), pytest.raises(NucloraError, match="another nuclora works on this fold"):
         _run(tiny_data, tiny_recipe, unbroken, tiny_sam_folder)
 
 

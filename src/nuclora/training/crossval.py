@@ -70,18 +70,23 @@ def cross_validate(
     monitor = monitor or Monitor()
     run = _start(Path(out), recipe, table, base, tiles, accelerator)
     work = _Work(run, tiles, base.path, accelerator, monitor)
-    lock = run.locked() if accelerator.is_main_process else contextlib.nullcontext()
-    with Interrupt() as interrupt, lock:
+
+    def locked(fold: int | None) -> contextlib.AbstractContextManager[None]:
+        return run.locked(fold) if accelerator.is_main_process else contextlib.nullcontext()
+
+    with Interrupt() as interrupt:
         if accelerator.is_main_process:
             run.begin_session()
         if zero_shot and accelerator.is_main_process:
-            work.evaluate_zero_shot(base, chosen, interrupt)
+            with locked(None):
+                work.evaluate_zero_shot(base, chosen, interrupt)
         accelerator.wait_for_everyone()
         for fold in chosen:
-            work.train(fold, interrupt)
-            if accelerator.is_main_process and fold != ALL_TILES:
-                work.evaluate_fold(fold, interrupt)
-            accelerator.wait_for_everyone()
+            with locked(fold):
+                work.train(fold, interrupt)
+                if accelerator.is_main_process and fold != ALL_TILES:
+                    work.evaluate_fold(fold, interrupt)
+                accelerator.wait_for_everyone()
     monitor.close()
     return run
 
