@@ -172,7 +172,11 @@ class DecodeSettings(_Strict):
     """From the dense decoder's maps to nuclei."""
 
     foreground: float = Field(0.5, gt=0, lt=1, description="least foreground probability of a nucleus's pixel")
-    seed: float = Field(0.5, gt=0, lt=1, description="least value of a nucleus's core")
+    smooth: float = Field(3.5, gt=0, le=64, description="blur of the votes for middles, in pixels of the tile")
+    valley: float = Field(
+        0.75, gt=0, le=1, description="peaks with more than this share of the lower one between them are one nucleus"
+    )
+    core: float = Field(0.4, ge=0, lt=1, description="least distance, as a share of 1, in a nucleus's middle")
     views: Literal[1, 2, 4, 8] = Field(8, description="flips and quarter turns that are averaged")
 
 

@@ -39,6 +39,7 @@ def cross_validate_and_print(
     folds: Sequence[int] | None = None,
     weights: Path | None = None,
     zero_shot: bool = True,
+    evaluate: bool = True,
     tensorboard: bool = False,
     as_json: bool = False,
 ) -> Run | None:
@@ -63,6 +64,7 @@ def cross_validate_and_print(
             folds=folds,
             weights=weights,
             zero_shot=zero_shot,
+            evaluate=evaluate,
             monitor=monitor,
         )
     finally:
@@ -70,8 +72,8 @@ def cross_validate_and_print(
     if not main:
         return None
     console = Console()
-    if folds and ALL_TILES in folds:
-        adapter = str(run.adapter_folder(ALL_TILES))
+    if folds and (ALL_TILES in folds or not evaluate):
+        adapter = str(run.adapter_folder(folds[0]))
         console.print_json(json.dumps({"adapter": adapter})) if as_json else console.print(
             f"adapter: {adapter}", soft_wrap=True, highlight=False, markup=False
         )

@@ -24,6 +24,9 @@ def train(
     fold_table: Annotated[
         Path | None, typer.Option("--fold-table", help="CSV of `nuclora folds` in place of -k.")
     ] = None,
+    evaluate: Annotated[
+        bool, typer.Option(help="Evaluate a fold's adapter on its test tiles; `nuclora cv` does it later.")
+    ] = True,
     tensorboard: Annotated[bool, typer.Option(help="Also write TensorBoard scalars (extra: track).")] = False,
     data_format: DataFormat = None,
     json_: AsJson = False,
@@ -45,6 +48,7 @@ def train(
         folds=[ALL_TILES if fold is None else fold],
         weights=weights,
         zero_shot=False,
+        evaluate=evaluate,
         tensorboard=tensorboard,
         as_json=json_,
     )

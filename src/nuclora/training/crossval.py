@@ -35,6 +35,7 @@ def cross_validate(
     folds: Sequence[int] | None = None,
     weights: str | Path | None = None,
     zero_shot: bool = True,
+    evaluate: bool = True,
     monitor: Monitor | None = None,
 ) -> Run:
     """Train and evaluate folds, going on from whatever `out` holds.
@@ -47,6 +48,7 @@ def cross_validate(
         folds: Folds to work on; all by default.
         weights: File of the base's weights; by default it is looked for.
         zero_shot: Also evaluate the base as it came.
+        evaluate: Evaluate each fold's adapter on the fold's test tiles.
         monitor: Hears of every record.
 
     Returns:
@@ -84,7 +86,7 @@ def cross_validate(
         for fold in chosen:
             with locked(fold):
                 work.train(fold, interrupt)
-                if accelerator.is_main_process and fold != ALL_TILES:
+                if evaluate and accelerator.is_main_process and fold != ALL_TILES:
                     work.evaluate_fold(fold, interrupt)
                 accelerator.wait_for_everyone()
     monitor.close()
