@@ -31,7 +31,7 @@ class AdapterSettings(_Strict):
     dropout: float = Field(0.1, ge=0, lt=1)
     targets: tuple[Literal["qkv", "proj", "mlp", "decoder_attention"], ...] = ("qkv",)
     last_blocks: int | None = Field(None, ge=1, description="LoRA on the last N encoder blocks only")
-    train_parts: tuple[Literal["mask_decoder", "prompt_encoder", "neck"], ...] = (
+    train_parts: tuple[Literal["mask_decoder", "prompt_encoder", "neck", "vision_encoder"], ...] = (
         "mask_decoder",
         "prompt_encoder",
     )
@@ -43,7 +43,16 @@ class AdapterSettings(_Strict):
                 "LoRA on the mask decoder's attention and the whole mask decoder cannot both train: "
                 "drop 'decoder_attention' from targets or 'mask_decoder' from train_parts"
             )
+        if "vision_encoder" in self.train_parts and ("neck" in self.train_parts or self._adapts_encoder):
+            raise ValueError(
+                "the whole encoder trains (vision_encoder in train_parts), so neither its neck nor LoRA on it can "
+                "train beside it: drop 'neck', and set targets=[decoder_attention] without 'mask_decoder'"
+            )
         return self
+
+    @property
+    def _adapts_encoder(self) -> bool:
+        return bool(set(self.targets) - {"decoder_attention"})
 
 
 class InputSettings(_Strict):

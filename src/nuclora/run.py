@@ -11,7 +11,7 @@ Nobody else joins paths inside a run. Its layout::
         metrics.jsonl       a line a step, an epoch and a validation
         checkpoint.safetensors
         adapter/            there once the fold is trained
-        PROTOCOL/           scores.csv, labels/TILE.tif
+        PROTOCOL/           scores.csv, labels/TILE.tif, nuclei/TILE.csv where the model scores its nuclei
       all-tiles/            like a fold, where training held nothing back
       summary.json          there once everything is evaluated
       report/
@@ -100,9 +100,21 @@ class Evaluation:
                 raise ValueError("no columns tile, group, fold")
             return [{key: _parse_cell(key, value) for key, value in row.items()} for row in reader]
 
-    def add(self, row: Mapping[str, Any], labels: NDArray[np.int32]) -> None:
-        """Keep one tile's labels and then its scores, so that a score never lacks its labels."""
+    def add(
+        self, row: Mapping[str, Any], labels: NDArray[np.int32], nuclei: Sequence[Mapping[str, Any]] | None = None
+    ) -> None:
+        """Keep one tile's labels and then its scores, so that a score never lacks its labels.
+
+        Args:
+            row: `tile`, `group`, `fold`, then numbers.
+            labels: The prediction, int32 (H, W).
+            nuclei: Numbers of each predicted nucleus, where the model scores them.
+        """
         write_labels(self._labels_path(str(row["tile"])), labels)
+        if nuclei is not None:
+            header = [list(nuclei[0])] if nuclei else []
+            lines = [_csv_line(cells) for cells in [*header, *(list(nucleus.values()) for nucleus in nuclei)]]
+            write_atomic(self._nuclei_path(str(row["tile"])), "".join(line + "\n" for line in lines))
         if self._log.is_empty:
             self._log.append(_csv_line(list(row)))
         self._log.append(_csv_line(list(row.values())))
@@ -110,6 +122,22 @@ class Evaluation:
     def labels(self, tile: str) -> NDArray[np.int32]:
         """Predicted labels of a tile, int32 (H, W)."""
         return read_labels(self._labels_path(tile))
+
+    def nuclei(self, tile: str) -> list[dict[str, float]]:
+        """Numbers of each nucleus predicted in a tile; none where the model does not score nuclei.
+
+        Raises:
+            NucloraError: The file is damaged.
+        """
+        path = self._nuclei_path(tile)
+        if not path.exists():
+            return []
+        with _damaged(path, "delete the scores.csv of this folder and run the same command again"):
+            reader = csv.DictReader(path.read_text("utf-8").splitlines(), strict=True)
+            return [{key: float(value) for key, value in row.items()} for row in reader]
+
+    def _nuclei_path(self, tile: str) -> Path:
+        return self.folder / "nuclei" / f"{tile}.csv"
 
     def _labels_path(self, tile: str) -> Path:
         return self.folder / "labels" / f"{tile}.tif"

@@ -13,7 +13,7 @@ from nuclora.errors import NucloraError
 from nuclora.inference.evaluate import evaluate_tiles
 from nuclora.inference.predictor import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
-from nuclora.inference.standalone import evaluate_source, find_source
+from nuclora.inference.standalone import NO_FOLD, evaluate_source, find_source
 from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
@@ -52,7 +52,7 @@ def test_a_base_as_it_came(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_p
     source = find_source("custom", labelled_tiles)
     arguments = (source, labelled_tiles, tmp_path / "out")
     summary = evaluate_source(
-        *arguments, protocols=["oracle-box", "automatic"], settings=SETTINGS, weights=tiny_sam_folder
+        *arguments, protocols=["oracle-box", "automatic"], settings={NO_FOLD: SETTINGS}, weights=tiny_sam_folder
     )
     assert json.loads((tmp_path / "out" / "summary.json").read_text()) == summary
     assert set(summary["protocols"]) == {"oracle-box", "automatic"}
@@ -64,18 +64,18 @@ def test_a_base_as_it_came(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_p
 
     # Again: nothing changes. With other settings: refused.
     again = evaluate_source(
-        *arguments, protocols=["oracle-box", "automatic"], settings=SETTINGS, weights=tiny_sam_folder
+        *arguments, protocols=["oracle-box", "automatic"], settings={NO_FOLD: SETTINGS}, weights=tiny_sam_folder
     )
     assert {**again, "session": None} == {**summary, "session": None}
     other = SETTINGS.model_copy(update={"min_size": 3})
     with pytest.raises(NucloraError, match="something else: other settings"):
-        evaluate_source(*arguments, protocols=["oracle-box"], settings=other, weights=tiny_sam_folder)
+        evaluate_source(*arguments, protocols=["oracle-box"], settings={NO_FOLD: other}, weights=tiny_sam_folder)
 
 
 def test_an_adapter_brings_its_recipe(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path) -> None:
     _save_adapter(tmp_path / "adapter", tiny_sam_folder, seed=1)
     source = find_source(str(tmp_path / "adapter"), labelled_tiles)
-    assert source.settings.grid.points_per_side == 2
+    assert source.settings[NO_FOLD].grid.points_per_side == 2
     summary = evaluate_source(
         source,
         labelled_tiles,
@@ -92,7 +92,12 @@ def test_a_run_tests_each_adapter_on_its_own_fold(
 ) -> None:
     source = find_source(str(run.folder), labelled_tiles)
     evaluate_source(
-        source, labelled_tiles, tmp_path / "out", protocols=["oracle-box"], settings=SETTINGS, weights=tiny_sam_folder
+        source,
+        labelled_tiles,
+        tmp_path / "out",
+        protocols=["oracle-box"],
+        settings=dict.fromkeys((1, 2), SETTINGS),
+        weights=tiny_sam_folder,
     )
     rows = {row["tile"]: row for row in Evaluation(tmp_path / "out" / "oracle-box").rows}
     assert {name: row["fold"] for name, row in rows.items()} == {row.tile: row.fold for row in run.folds.rows}
@@ -129,7 +134,7 @@ def test_results_are_not_put_among_other_files(labelled_tiles: TileSet, tiny_sam
             labelled_tiles,
             labelled_tiles.root,
             protocols=["oracle-box"],
-            settings=SETTINGS,
+            settings={NO_FOLD: SETTINGS},
             weights=tiny_sam_folder,
         )
 
@@ -147,7 +152,7 @@ def test_the_command(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: P
         catch_exceptions=False,
     )
     summary = json.loads(data.stdout)
-    assert summary["settings"]["grid"]["points_per_side"] == 2
+    assert summary["settings"]["0"]["grid"]["points_per_side"] == 2
     assert list(summary["protocols"]) == ["oracle-box"]
 
 

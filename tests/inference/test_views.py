@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from nuclora.data.synthetic import write_dataset
 from nuclora.data import open_tiles
+from nuclora.data.synthetic import write_dataset
 from nuclora.data.targets import dense_targets
 from nuclora.inference.views import show, undo, views
 

@@ -16,8 +16,8 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import make_folds
 from nuclora.data.tiles import TileSet
 from nuclora.inference.evaluate import score_tile
+from nuclora.io.colouring import neighbour_pairs
 from nuclora.recipe import load_recipe
-from nuclora.report.colours import neighbour_pairs
 from nuclora.run import Run
 
 Labels = NDArray[np.int32]

@@ -56,9 +56,9 @@ def test_adapter_holds_the_dense_decoder_and_loads_again(run, tiny_data, tiny_sa
     assert (folder / DENSE_WEIGHTS).is_file()
     predictor = load_model(folder, weights=tiny_sam_folder)
     image = next(iter(open_tiles(tiny_data))).read().image
-    assert predictor.maps(image, 1).shape == (5, 32, 32)
+    assert predictor.maps(image, 1).values.shape == (5, 32, 32)
     again = load_model(folder, weights=tiny_sam_folder)
-    np.testing.assert_array_equal(again.maps(image, 2), predictor.maps(image, 2))
+    np.testing.assert_array_equal(again.maps(image, 2).values, predictor.maps(image, 2).values)
 
 
 def test_adapter_without_its_dense_decoder_is_refused(run, tiny_sam_folder, tmp_path):

@@ -74,8 +74,8 @@ def evaluate(
             raise NucloraError(f"no such choice: {name}", mend=f"choose one of {', '.join(known)}")
     tiles = open_tiles(data, data_format)
     source = find_source(model, tiles)
-    settings = change_evaluation(source.settings, set_fields or [])
-    chosen = tuple(dict.fromkeys(protocols or settings.protocols))
+    settings = {fold: change_evaluation(own, set_fields or []) for fold, own in source.settings.items()}
+    chosen = tuple(dict.fromkeys(protocols or next(iter(settings.values())).protocols))
     monitor = ProgressMonitor()
 
     def progress(done: int, total: int) -> None:

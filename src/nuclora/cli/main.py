@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from nuclora.cli import cv, data, demo, doctor, evaluate, folds, params, report, train, weights
+from nuclora.cli import ablate, cv, data, demo, doctor, evaluate, export, folds, params, predict, report, train, weights
 from nuclora.errors import NucloraError
 from nuclora.training.interrupt import Stopped
 
@@ -38,8 +38,11 @@ app.command()(folds.folds)
 app.command()(params.params)
 app.command()(train.train)
 app.command()(cv.cv)
+app.command()(ablate.ablate)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
+app.command()(predict.predict)
+app.command()(export.export)
 
 
 def _print_version(asked: bool) -> None:

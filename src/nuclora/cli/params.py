@@ -12,6 +12,8 @@ _NAMES = {
     "mask_decoder": "  mask decoder",
     "prompt_encoder": "  prompt encoder",
     "neck": "  encoder neck",
+    "vision_encoder": "  encoder",
+    "dense_decoder": "dense decoder",
 }
 
 

@@ -69,6 +69,13 @@ class ProgressMonitor(Monitor):
         else:
             self._advance("tiles")
 
+    def predicted(self, done: int, images: int) -> None:
+        """A prediction has done so many of its images; none when it begins."""
+        if done == 0:
+            self._begin("predict", images, 0)
+        else:
+            self._advance("images")
+
     def close(self) -> None:
         self._progress.stop()
 

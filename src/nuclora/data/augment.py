@@ -78,10 +78,11 @@ def augment(sample: Sample, settings: AugmentSettings, seed: int) -> Sample:
     """Change one tile at random; equal seeds make equal bytes.
 
     Flips, rotation, zoom and crop together read the tile once. Rotation and zoom are about the tile's
-    centre; a crop lies anywhere inside the tile with equal chance, or in the middle where it does not fit; where tiles
-    are turned or zoomed it may stick out a little, or the tile's edges would hardly ever be seen. Pixels from outside the tile show the mirrored image, so that no false background
-    appears; their labels are 0 and they are marked to be ignored, because the mirrored part of a nucleus is
-    no second nucleus. Stain, light, blur, JPEG and noise follow in this order.
+    centre; a crop lies anywhere in the tile with equal chance, or in the middle where it does not fit. Where
+    tiles are turned or zoomed it may stick out a little, or the tile's edges would hardly ever be seen. Pixels
+    from outside the tile show the mirrored image, so that no false background appears; their labels are 0 and
+    they are marked to be ignored, because the mirrored part of a nucleus is no second nucleus. Stain, light,
+    blur, JPEG and noise follow in this order.
 
     Args:
         sample: Image (H, W, 3) uint8, labels (H, W) int32 and ignore (H, W) bool; left as they are.

@@ -13,6 +13,7 @@ from scipy import ndimage
 from nuclora.errors import NucloraError
 
 MAPS = ("foreground", "contact", "distance", "offset_y", "offset_x")
+OFFSETS = slice(3, 5)
 STRIDE = 2
 
 Floats = NDArray[np.float32]

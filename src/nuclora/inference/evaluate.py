@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.data.tiles import Sample, Tile
-from nuclora.inference.predictor import Predictor
+from nuclora.inference.predictor import Nuclei, Predictor
 from nuclora.inference.protocols import segment
+from nuclora.inference.scores import true_ious
 from nuclora.metrics import OverlapTable, classify_errors, score
 from nuclora.recipe import EvaluateSettings
 from nuclora.run import Evaluation, Row
@@ -29,8 +30,8 @@ def evaluate_tiles(
 ) -> None:
     """Segment and score every tile under every protocol that has no row for it yet.
 
-    Each image is encoded once for all protocols that prompt. A tile's row does not depend on other tiles, so an interrupted
-    evaluation that is taken up again ends as an unbroken one.
+    Each image is encoded once for all protocols that prompt. A tile's row does not depend on other tiles, so an
+    interrupted evaluation that is taken up again ends as an unbroken one.
 
     Args:
         predictor: The model.
@@ -56,14 +57,36 @@ def evaluate_tiles(
         if progress and count == 0:
             progress(0, len(work))
         sample = tile.read()
-        prompted = predictor.dense is None or lacking[tile.name] != ["automatic"]
-        image = predictor.encode(sample.image) if prompted else sample.image
+        place = {"tile": tile.name, "group": tile.group, "fold": fold_of[tile.name]}
+        encoded = None
         for protocol in lacking[tile.name]:
-            labels = segment(predictor, image, sample.labels, protocol, settings)
-            place = {"tile": tile.name, "group": tile.group, "fold": fold_of[tile.name]}
-            evaluations[protocol].add(place | score_tile(sample, labels), labels)
+            if protocol == "automatic" and predictor.dense is not None:
+                nuclei = predictor.nuclei(sample.image, settings)
+                labels, outcomes = nuclei.labels, nucleus_outcomes(sample, nuclei)
+            else:
+                encoded = encoded or predictor.encode(sample.image)
+                labels, outcomes = segment(predictor, encoded, sample.labels, protocol, settings), None
+            evaluations[protocol].add(place | score_tile(sample, labels), labels, outcomes)
         if progress:
             progress(count + 1, len(work))
+
+
+def nucleus_outcomes(sample: Sample, nuclei: Nuclei) -> list[Row]:
+    """What a model thought of each nucleus that it found, and what came of it; those in vague areas are left out.
+
+    Args:
+        sample: The tile.
+        nuclei: What was found in it.
+
+    Returns:
+        For each nucleus its `label`, `area` in pixels, `score`, and `iou` with the true nucleus that it fits best.
+    """
+    table = OverlapTable.from_labels(sample.labels, nuclei.labels, sample.ignore)
+    found = zip(table.pred_ids.tolist(), table.pred_areas.tolist(), true_ious(table).tolist(), strict=True)
+    return [
+        {"label": label, "area": area, "score": float(nuclei.scores[label - 1]), "iou": iou}
+        for label, area, iou in found
+    ]
 
 
 def score_tile(sample: Sample, labels: NDArray[np.int32]) -> Row:

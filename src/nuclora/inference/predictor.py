@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -13,9 +13,12 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from nuclora.data.prompts import to_input_frame
+from nuclora.data.targets import MAPS, OFFSETS
 from nuclora.errors import NucloraError
+from nuclora.inference.decode import decode
 from nuclora.inference.merge import MASK_THRESHOLD, Mask, crop_masks
 from nuclora.inference.protocols import segment
+from nuclora.inference.scores import Calibration, agreement, expected_ious
 from nuclora.inference.views import show, undo, views
 from nuclora.inference.windows import predict_windows
 from nuclora.models.adapter import load_adapter
@@ -52,6 +55,30 @@ class EncodedImage:
         return self.image.shape[0], self.image.shape[1]
 
 
+class Maps(NamedTuple):
+    """What the dense decoder says of an image.
+
+    Attributes:
+        values: float32 (5, ceil(H / 2), ceil(W / 2)), see :data:`nuclora.data.targets.MAPS`.
+        disagreement: float32 (ceil(H / 2), ceil(W / 2)), mean distance in pixels of the views' votes from their mean.
+    """
+
+    values: NDArray[np.float32]
+    disagreement: NDArray[np.float32]
+
+
+class Nuclei(NamedTuple):
+    """Nuclei of an image.
+
+    Attributes:
+        labels: int32 (H, W), 1..n, 0 background.
+        scores: float32 (n,), of each label in their order the IoU that is to be expected, 0..1.
+    """
+
+    labels: NDArray[np.int32]
+    scores: NDArray[np.float32]
+
+
 class Predictor:
     """Encodes images and decodes prompts.
 
@@ -71,6 +98,8 @@ class Predictor:
             single mask.
         iou_trained: Whether the predicted IoU means anything; else `automatic` ranks masks by their stability.
         dense: The recipe's settings of the dense decoder, where the model has one: `automatic` then goes by it.
+        settings: How to segment unless told otherwise.
+        calibration: See :func:`nuclora.inference.scores.calibrate`.
     """
 
     def __init__(
@@ -85,6 +114,8 @@ class Predictor:
         multimask_points: bool = False,
         iou_trained: bool = True,
         dense: DenseSettings | None = None,
+        settings: EvaluateSettings | None = None,
+        calibration: Calibration = (),
     ) -> None:
         sam: NucleiSam = model.get_base_model() if isinstance(model, PeftModel) else model
         self.model = sam.to(device)
@@ -96,6 +127,8 @@ class Predictor:
         self.multimask_points = multimask_points
         self.iou_trained = iou_trained
         self.dense = dense
+        self.settings = settings or EvaluateSettings()
+        self.calibration = calibration
 
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
         """Encode an image, uint8 (H, W, 3), of any height and width."""
@@ -173,15 +206,12 @@ class Predictor:
             masks += crop_masks(logits[prompt, best].numpy(force=True), iou[prompt, best].numpy(force=True))
         return masks
 
-    def maps(self, image: NDArray[np.uint8], views: int) -> NDArray[np.float32]:
+    def maps(self, image: NDArray[np.uint8], views: int) -> Maps:
         """The dense decoder's maps of an image of any size, averaged over views.
 
         Args:
             image: uint8 (H, W, 3), RGB.
             views: How many of the eight flips and quarter turns, see :func:`nuclora.inference.views.views`.
-
-        Returns:
-            float32 (5, ceil(H / 2), ceil(W / 2)), see :data:`nuclora.data.targets.MAPS`.
 
         Raises:
             NucloraError: The model has no dense decoder.
@@ -190,12 +220,15 @@ class Predictor:
             raise NucloraError("this model has no dense decoder", mend="train it with the recipe nuclora")
         self.model.eval()
         window = self.dense.window
-        return predict_windows(image, window, window // _MARGINS, lambda part: self._window_maps(part, views))
+        planes = predict_windows(image, window, window // _MARGINS, lambda part: self._window_planes(part, views))
+        return Maps(planes[: len(MAPS)], planes[len(MAPS)])
 
-    def _window_maps(self, window: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
-        seen = views(count)
-        total = sum(undo(self._view_maps(show(window, view)), view) for view in seen)
-        return np.asarray(total / len(seen), dtype=np.float32)
+    def _window_planes(self, window: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+        """Mean maps of a window, and how far the views' votes are from their mean: (6, side / 2, side / 2)."""
+        seen = np.stack([undo(self._view_maps(show(window, view)), view) for view in views(count)])
+        mean = seen.mean(0)
+        apart = np.hypot(*(seen[:, OFFSETS] - mean[OFFSETS]).swapaxes(0, 1)).mean(0)
+        return np.concatenate([mean, apart[None]])
 
     def _view_maps(self, window: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Maps of one square window, (5, side / 2, side / 2)."""
@@ -206,6 +239,22 @@ class Predictor:
             raw = self.model.dense_decoder(self.model.levels(pixels), own)
         maps: NDArray[np.float32] = activate(raw)[0].numpy(force=True)
         return maps
+
+    def nuclei(self, image: NDArray[np.uint8], settings: EvaluateSettings | None = None) -> Nuclei:
+        """Find the nuclei of an image by the dense decoder, and say how sure each is.
+
+        Args:
+            image: uint8 (H, W, 3), RGB, of any size.
+            settings: How to decode; by default as the adapter's card says.
+
+        Raises:
+            NucloraError: The model has no dense decoder.
+        """
+        settings = settings or self.settings
+        maps = self.maps(image, settings.decode.views)
+        labels = decode(maps.values, (image.shape[0], image.shape[1]), settings.decode, settings.min_size)
+        scores = agreement(labels, maps.values[0], maps.disagreement)
+        return Nuclei(labels, expected_ious(scores, self.calibration))
 
     def segment(
         self,
@@ -219,13 +268,13 @@ class Predictor:
         Args:
             image: uint8 (H, W, 3), RGB.
             protocol: One of :data:`nuclora.inference.protocols.PROTOCOLS`.
-            settings: Grid, filters and the smallest nucleus; the defaults if not given.
+            settings: How to find and filter; by default as the adapter's card says.
             labels: The truth, int32 (H, W), which the oracle protocols take their prompts from.
 
         Returns:
             Labels, int32 (H, W), 1..n, 0 background.
         """
-        return segment(self, image, labels, protocol, settings or EvaluateSettings())
+        return segment(self, image, labels, protocol, settings or self.settings)
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, dtype=_TYPES[self.precision], enabled=self.precision != "no")
@@ -261,12 +310,12 @@ def load_model(
         model: NucleiSam | PeftModel = base.model
         trained_size: int = base.input_size
         normalise: Normalise = base.normalise
-        recipe = None
+        recipe, settings, calibration = None, EvaluateSettings(), []
     else:
         adapter = load_adapter(Path(source), path)
         model = adapter.model
         trained_size, normalise = adapter.card.input_size, adapter.card.normalise
-        recipe = adapter.recipe
+        recipe, settings, calibration = adapter.recipe, adapter.settings, adapter.card.calibration
     return Predictor(
         model,
         input_size=input_size or trained_size,
@@ -277,4 +326,6 @@ def load_model(
         multimask_points=recipe is None,
         iou_trained=recipe is None or recipe.loss.iou > 0,
         dense=recipe.dense if recipe else None,
+        settings=settings,
+        calibration=calibration,
     )

@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 
 from nuclora.data.prompts import inner_points, label_boxes
 from nuclora.errors import NucloraError
-from nuclora.inference.decode import decode
 from nuclora.inference.everything import segment_everything
 from nuclora.inference.merge import masks_to_labels
 from nuclora.recipe import EvaluateSettings, Protocol
@@ -56,9 +55,7 @@ def segment(
     if protocol not in PROTOCOLS:
         raise NucloraError(f"no protocol {protocol!r}", mend=f"choose one of {', '.join(PROTOCOLS)}")
     if protocol == "automatic" and predictor.dense is not None:
-        pixels = image if isinstance(image, np.ndarray) else image.image
-        maps = predictor.maps(pixels, settings.decode.views)
-        return decode(maps, (pixels.shape[0], pixels.shape[1]), settings.decode, settings.min_size)
+        return predictor.nuclei(image if isinstance(image, np.ndarray) else image.image, settings).labels
     encoded = predictor.encode(image) if isinstance(image, np.ndarray) else image
     if protocol == "automatic":
         return segment_everything(predictor, encoded, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +16,10 @@ from nuclora.inference.evaluate import Progress, evaluate_tiles
 from nuclora.inference.predictor import Precision, load_model
 from nuclora.inference.protocols import DESCRIPTIONS
 from nuclora.metrics import summarise
-from nuclora.models.adapter import CARD, WEIGHTS, read_card, read_recipe
+from nuclora.models.adapter import CARD, WEIGHTS, read_card, read_recipe, tuned_settings
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import find_weights, sha256_of
-from nuclora.recipe import EvaluateSettings, Recipe
+from nuclora.recipe import EvaluateSettings
 from nuclora.run import Evaluation, Run, environment
 
 NO_FOLD = 0
@@ -32,18 +32,14 @@ class Source:
 
     Attributes:
         models: An adapter's folder or a base's name for each fold of the tiles.
+        settings: How each fold's model segments: the defaults of a base, the recipe's of an adapter, with the
+            thresholds that were tuned for it.
         fold_of: Fold of each tile, by name.
-        recipe: The recipe that the adapters were trained with; None for a base.
     """
 
     models: dict[int, str | Path]
+    settings: dict[int, EvaluateSettings]
     fold_of: dict[str, int]
-    recipe: Recipe | None
-
-    @property
-    def settings(self) -> EvaluateSettings:
-        """How the recipe evaluates; the defaults without one."""
-        return self.recipe.evaluate if self.recipe else EvaluateSettings()
 
 
 def find_source(model: str, tiles: TileSet) -> Source:
@@ -58,11 +54,10 @@ def find_source(model: str, tiles: TileSet) -> Source:
         NucloraError: It is none of these, the run lacks an adapter, or the tiles are not those of the run.
     """
     if model in BASES:
-        return Source({NO_FOLD: model}, dict.fromkeys(tiles.names, NO_FOLD), None)
+        return Source({NO_FOLD: model}, {NO_FOLD: EvaluateSettings()}, dict.fromkeys(tiles.names, NO_FOLD))
     folder = Path(model)
     if (folder / CARD).is_file():
-        recipe = read_recipe(folder, read_card(folder))
-        return Source({NO_FOLD: folder}, dict.fromkeys(tiles.names, NO_FOLD), recipe)
+        return Source({NO_FOLD: folder}, {NO_FOLD: _settings(folder)}, dict.fromkeys(tiles.names, NO_FOLD))
     if not (folder / "run.json").is_file():
         raise NucloraError(
             "neither an adapter (nuclora.json) nor a run (run.json)",
@@ -82,7 +77,13 @@ def find_source(model: str, tiles: TileSet) -> Source:
     for fold, adapter in adapters.items():
         if adapter not in trained:
             raise NucloraError(f"fold {fold} is not trained", path=folder, mend=mend)
-    return Source(adapters, {row.tile: row.fold for row in run.folds.rows}, run.recipe)
+    settings = {fold: _settings(run.adapter_folder(fold)) for fold in adapters}
+    return Source(adapters, settings, {row.tile: row.fold for row in run.folds.rows})
+
+
+def _settings(adapter: Path) -> EvaluateSettings:
+    card = read_card(adapter)
+    return tuned_settings(card, read_recipe(adapter, card))
 
 
 def evaluate_source(
@@ -91,7 +92,7 @@ def evaluate_source(
     out: Path,
     *,
     protocols: Sequence[str],
-    settings: EvaluateSettings,
+    settings: Mapping[int, EvaluateSettings],
     weights: Path | None = None,
     precision: Precision = "no",
     input_size: int | None = None,
@@ -106,7 +107,7 @@ def evaluate_source(
         tiles: The labelled set.
         out: Folder of the results.
         protocols: Names of protocols.
-        settings: How to segment.
+        settings: How to segment, for each fold of the source.
         weights: The base's weights; by default they are looked for.
         precision: `bf16` or `fp16` computes in it where that is safe.
         input_size: Side of the square input; by default the one that the model was trained on.
@@ -122,7 +123,7 @@ def evaluate_source(
     made_from = {
         "models": {str(fold): _identity(model, weights) for fold, model in source.models.items()},
         "data": {"root": str(tiles.root.resolve()), "tiles": len(tiles)},
-        "settings": settings.model_dump(mode="json", exclude={"protocols"}),
+        "settings": {str(fold): of.model_dump(mode="json", exclude={"protocols"}) for fold, of in settings.items()},
         "precision": precision,
         "input_size": input_size,
     }
@@ -132,7 +133,7 @@ def evaluate_source(
         for fold, model in source.models.items():
             predictor = load_model(model, weights=weights, precision=precision, input_size=input_size)
             mine = [tile for tile in tiles if source.fold_of[tile.name] == fold]
-            evaluate_tiles(predictor, mine, source.fold_of, protocols, settings, evaluations, progress)
+            evaluate_tiles(predictor, mine, source.fold_of, protocols, settings[fold], evaluations, progress)
     by_protocol = {}
     for protocol, evaluation in evaluations.items():
         rows = evaluation.rows

@@ -7,6 +7,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -18,18 +19,20 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nuclora.errors import NucloraError
-from nuclora.files import disk_errors
+from nuclora.files import disk_errors, write_atomic
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import LoadedBase, load_base, require_finite
 from nuclora.models.lora import fold_adapters
 from nuclora.models.preprocess import Normalise
 from nuclora.models.sam import NucleiSam
-from nuclora.recipe import DenseSettings, Recipe, parse_recipe
+from nuclora.recipe import DenseSettings, EvaluateSettings, Recipe, parse_recipe
 
 CARD = "nuclora.json"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 DENSE_WEIGHTS = "dense_decoder.safetensors"
+MIN_SIZE = "min_size"
+SHIPPED = "embedded"
 
 _MEND = "copy the adapter again; of a run, delete it and `nuclora cv` trains it again"
 
@@ -44,7 +47,8 @@ class AdapterCard(BaseModel):
     input_size: int = Field(ge=1, description="side of the network's input in pixels")
     normalise: Normalise
     microns_per_pixel: float | None = Field(None, gt=0, description="of the training tiles, where known")
-    thresholds: dict[str, float] = {}
+    thresholds: dict[str, float] = Field({}, description="tuned fields of evaluate.decode, and min_size")
+    calibration: list[tuple[float, float]] = Field([], description="score and the IoU to be expected at it, rising")
     recipe: dict[str, Any]
     metrics: dict[str, Any] = {}
     nuclora: str = Field(default_factory=lambda: version("nuclora"), description="version that wrote it")
@@ -65,6 +69,11 @@ class LoadedAdapter:
     card: AdapterCard
     recipe: Recipe
     base: LoadedBase
+
+    @property
+    def settings(self) -> EvaluateSettings:
+        """How to segment with it."""
+        return tuned_settings(self.card, self.recipe)
 
 
 def save_adapter(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None:
@@ -96,14 +105,19 @@ def _save(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None:
         if (dense_decoder := peft_model.get_base_model().dense_decoder) is not None:
             _save_tensors(dense_decoder.state_dict(), fresh / DENSE_WEIGHTS)
         (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
-        for file in fresh.iterdir():
-            # safetensors writes for the owner's eyes only; an adapter is there to be shared.
-            file.chmod(0o644)
-            _flush(file)
-        if folder.exists():
-            # A folder with files in it cannot be replaced in one step; the old one goes with the scratch folder.
-            folder.replace(Path(scratch) / "old")
-        fresh.replace(folder)
+        _publish(fresh, folder, Path(scratch))
+
+
+def _publish(fresh: Path, folder: Path, scratch: Path) -> None:
+    """Put a folder that is written in full in its place."""
+    for file in fresh.iterdir():
+        # safetensors writes for the owner's eyes only; an adapter is there to be shared.
+        file.chmod(0o644)
+        _flush(file)
+    if folder.exists():
+        # A folder with files in it cannot be replaced in one step; the old one goes with the scratch folder.
+        folder.replace(scratch / "old")
+    fresh.replace(folder)
 
 
 def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -157,6 +171,55 @@ def _load_dense_decoder(model: NucleiSam, settings: DenseSettings, path: Path) -
     model.dense_decoder.load_state_dict(tensors)
 
 
+def shipped_adapter() -> Path:
+    """Folder of the adapter that comes with the package, for the base that is embedded in an installation.
+
+    Raises:
+        NucloraError: This installation has none.
+    """
+    folder = Path(str(resources.files("nuclora") / "adapters" / SHIPPED))
+    if not (folder / CARD).is_file():
+        raise NucloraError("this installation of nuclora has no adapter in it", mend="name one with -a")
+    return folder
+
+
+def save_half(folder: Path, out: Path) -> None:
+    """Copy an adapter with its weights in half precision: half the size, to share or to ship.
+
+    Weights are read back into single precision, so only digits are lost, not range: SAM's are far below float16's
+    largest number.
+
+    Args:
+        folder: What :func:`save_adapter` wrote.
+        out: The copy; must not exist.
+
+    Raises:
+        NucloraError: The adapter is damaged, `out` exists or cannot be written, or a weight is too large.
+    """
+    card = read_card(folder)
+    names = [WEIGHTS, *([DENSE_WEIGHTS] if (folder / DENSE_WEIGHTS).exists() else [])]
+    halves = {}
+    for name in names:
+        halves[name] = {
+            key: tensor.half() if tensor.is_floating_point() else tensor
+            for key, tensor in _read_tensors(folder / name).items()
+        }
+        require_finite(halves[name], folder / name)
+    if out.exists():
+        raise NucloraError("exists already", path=out, mend="name a new folder")
+    config = _read_config(folder)
+    with disk_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
+            fresh = Path(scratch) / "new"
+            fresh.mkdir()
+            config.save_pretrained(str(fresh))
+            for name, tensors in halves.items():
+                _save_tensors(tensors, fresh / name)
+            (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
+            _publish(fresh, out, Path(scratch))
+
+
 def merge(peft_model: PeftModel) -> NucleiSam:
     """Fold an adapter into its base: the same outputs without PEFT. The model given is used up."""
     merged: NucleiSam = peft_model.merge_and_unload()
@@ -183,6 +246,20 @@ def read_card(folder: Path) -> AdapterCard:
 def read_recipe(folder: Path, card: AdapterCard) -> Recipe:
     """The recipe that an adapter was trained with, from its card."""
     return parse_recipe(card.recipe, folder / CARD)
+
+
+def tuned_settings(card: AdapterCard, recipe: Recipe) -> EvaluateSettings:
+    """How a recipe evaluates, with the thresholds that were tuned for one adapter."""
+    decode = {name: value for name, value in card.thresholds.items() if name != MIN_SIZE}
+    changes: dict[str, Any] = {"decode": recipe.evaluate.decode.model_dump() | decode}
+    if MIN_SIZE in card.thresholds:
+        changes[MIN_SIZE] = int(card.thresholds[MIN_SIZE])
+    return EvaluateSettings.model_validate(recipe.evaluate.model_dump() | changes)
+
+
+def write_card(folder: Path, card: AdapterCard) -> None:
+    """Replace the card of an adapter."""
+    write_atomic(folder / CARD, card.model_dump_json(indent=2) + "\n")
 
 
 def _read_config(folder: Path) -> LoraConfig:

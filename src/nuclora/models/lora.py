@@ -22,7 +22,12 @@ from nuclora.recipe import AdapterSettings
 _ENCODER_LAYERS = {"qkv": r"attn\.qkv", "proj": r"attn\.proj", "mlp": r"mlp\.(?:lin1|lin2|fc1|fc2)"}
 _DECODER_ATTENTION = r"mask_decoder\.transformer\..*attn\w*\.(?:q|k|v|out)_proj"
 # Parts that can train in full, and where they are in the network.
-PARTS = {"mask_decoder": "mask_decoder", "prompt_encoder": "prompt_encoder", "neck": "vision_encoder.neck"}
+PARTS = {
+    "mask_decoder": "mask_decoder",
+    "prompt_encoder": "prompt_encoder",
+    "neck": "vision_encoder.neck",
+    "vision_encoder": "vision_encoder",
+}
 
 
 class FoldedLinear(Linear):  # type: ignore[misc]

@@ -12,13 +12,18 @@ from nuclora.models.checkpoints import build_base
 from nuclora.models.lora import PARTS, adapt
 from nuclora.recipe import Recipe
 
+DENSE = "dense_decoder"
+# The encoder and its neck are told of only where they train in full.
+_ALWAYS_TOLD = ("mask_decoder", "prompt_encoder")
+
 
 @dataclass(frozen=True)
 class ParameterRow:
     """One part of the network.
 
     Args:
-        part: "base" is the whole base, of which "mask_decoder", "prompt_encoder" and "neck" are parts.
+        part: "base" is the whole base; "mask_decoder", "prompt_encoder", "neck" and "vision_encoder" are parts of it;
+            the "adapter" and the "dense_decoder" are beside it.
         parameters: How many it has.
         trained: Whether it trains.
     """
@@ -36,8 +41,8 @@ class ParameterTable:
 
     @property
     def total(self) -> int:
-        """Parameters of the base and the adapter."""
-        return sum(row.parameters for row in self.rows if row.part in ("base", "adapter"))
+        """Parameters of the base, the adapter and the dense decoder."""
+        return sum(row.parameters for row in self.rows if row.part in ("base", "adapter", DENSE))
 
     @property
     def trainable(self) -> int:
@@ -62,12 +67,15 @@ class ParameterTable:
 
 def count_parameters(peft_model: PeftModel) -> ParameterTable:
     """Count an adapted base; the trained copies of its parts are not counted twice."""
-    base = adapter = 0
+    base = adapter = dense = 0
     sizes = dict.fromkeys(PARTS, 0)
     trained = dict.fromkeys(PARTS, False)
     for name, parameter in peft_model.get_base_model().named_parameters():
         if ".lora_" in name:
             adapter += parameter.numel()
+            continue
+        if name.startswith(f"{DENSE}."):
+            dense += parameter.numel()
             continue
         part = next((part for part, prefix in PARTS.items() if name.startswith(f"{prefix}.")), None)
         if ".modules_to_save." in name:
@@ -78,7 +86,8 @@ def count_parameters(peft_model: PeftModel) -> ParameterTable:
         if part is not None:
             sizes[part] += parameter.numel()
     rows = [ParameterRow("base", base, False), ParameterRow("adapter", adapter, True)]
-    rows += [ParameterRow(part, sizes[part], trained[part]) for part in PARTS if part != "neck" or trained[part]]
+    rows += [ParameterRow(DENSE, dense, True)] if dense else []
+    rows += [ParameterRow(part, sizes[part], trained[part]) for part in PARTS if part in _ALWAYS_TOLD or trained[part]]
     return ParameterTable(tuple(rows))
 
 
@@ -89,4 +98,8 @@ def count_recipe(recipe: Recipe, weights: Path | None = None) -> ParameterTable:
         recipe: Names the base and what trains.
         weights: The `transformers` folder of a custom base; other bases need none.
     """
-    return count_parameters(adapt(build_base(recipe.base, weights), recipe.adapter, recipe.seed))
+    model = build_base(recipe.base, weights)
+    adapted = adapt(model, recipe.adapter, recipe.seed)
+    if recipe.dense is not None:
+        model.add_dense_decoder(recipe.dense, recipe.seed)
+    return count_parameters(adapted)

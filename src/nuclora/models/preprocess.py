@@ -35,7 +35,9 @@ def prepare(image: NDArray[np.uint8], size: int, normalise: Normalise) -> Tensor
     # A copy: the array may be read-only, which torch warns of.
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
     if pixels.shape[1:] != (size, size):
-        pixels = F.interpolate(pixels[None], (size, size), mode="bilinear", align_corners=False)[0]
+        # Antialiasing changes nothing where pixels are added; where they are left out, as for LiteMedSAM, details
+        # smaller than the new pixels would come back as patterns.
+        pixels = F.interpolate(pixels[None], (size, size), mode="bilinear", align_corners=False, antialias=True)[0]
     if normalise == "unit":
         return pixels / 255
     if normalise == "imagenet":

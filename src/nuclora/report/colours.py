@@ -1,4 +1,4 @@
-"""Colours that read without colour vision: a fixed palette, line styles, and the colouring of neighbours.
+"""Colours that read without colour vision: a fixed palette, and line styles.
 
 The palette is Okabe and Ito's (2008), "Color Universal Design"; nothing is told by colour alone: lines also differ in
 dash and marker, errors in outline and hatch.
@@ -7,12 +7,8 @@ dash and marker, errors in outline and hatch.
 from __future__ import annotations
 
 import colorsys
-from collections import Counter, defaultdict
 from dataclasses import dataclass
 from typing import Final, Literal
-
-import numpy as np
-from numpy.typing import NDArray
 
 Dashes = Literal["solid"] | tuple[float, tuple[float, ...]]
 
@@ -89,73 +85,3 @@ def palette(count: int) -> list[str]:
         *LABEL_COLOURS,
         *(to_hex(colorsys.hsv_to_rgb(index / extra, 0.55, 0.75)) for index in range(extra)),
     ]
-
-
-def neighbour_pairs(labels: NDArray[np.integer], distance: int = 3) -> NDArray[np.int64]:
-    """Pairs of instances that come within some pixels of each other.
-
-    Args:
-        labels: Integer labels (H, W), 0 background.
-        distance: Largest Euclidean distance between two of their pixel centres.
-
-    Returns:
-        Pairs of ids (N, 2), the smaller id first, in ascending order.
-    """
-    pairs = [np.empty((0, 2), dtype=np.int64)]
-    furthest = min(distance, labels.shape[1] - 1)
-    for down in range(min(distance, labels.shape[0] - 1) + 1):
-        for right in range(-furthest, furthest + 1):
-            if (down, right) <= (0, 0) or down**2 + right**2 > distance**2:
-                continue
-            upper = labels[: labels.shape[0] - down, max(0, -right) : labels.shape[1] - max(0, right)]
-            lower = labels[down:, max(0, right) : labels.shape[1] - max(0, -right)]
-            touching = (upper != lower) & (upper > 0) & (lower > 0)
-            found = np.stack((upper[touching], lower[touching]), axis=1).astype(np.int64)
-            pairs.append(np.unique(np.sort(found, axis=1), axis=0))
-    return np.unique(np.concatenate(pairs), axis=0)
-
-
-def neighbour_colours(labels: NDArray[np.integer], distance: int = 3) -> dict[int, int]:
-    """Number a colour for each instance so that no two neighbours share one.
-
-    Greedy colouring in smallest-last order (Matula & Beck, J. ACM 30 (1983) 417-427), which takes at most six
-    colours where the neighbourhood is planar; among the colours that are free it takes the one used least.
-
-    Args:
-        labels: Integer labels (H, W), 0 background.
-        distance: See :func:`neighbour_pairs`.
-
-    Returns:
-        Colour number from 0 for each id.
-    """
-    neighbours: defaultdict[int, set[int]] = defaultdict(set)
-    for first, second in neighbour_pairs(labels, distance).tolist():
-        neighbours[first].add(second)
-        neighbours[second].add(first)
-    ids = [int(label) for label in np.unique(labels) if label > 0]
-    colours: dict[int, int] = {}
-    used: Counter[int] = Counter()
-    for label in reversed(_smallest_last(ids, neighbours)):
-        taken = {colours[other] for other in neighbours[label] if other in colours}
-        free = [colour for colour in range(len(LABEL_COLOURS)) if colour not in taken]
-        if free:
-            colour = min(free, key=lambda number: (used[number], number))
-        else:
-            colour = next(number for number in range(len(ids)) if number not in taken)
-        colours[label] = colour
-        used[colour] += 1
-    return colours
-
-
-def _smallest_last(ids: list[int], neighbours: dict[int, set[int]]) -> list[int]:
-    """Ids in the order in which they have the fewest neighbours among those that are left."""
-    degrees = {label: len(neighbours[label]) for label in ids}
-    order: list[int] = []
-    while degrees:
-        label = min(degrees, key=lambda one: (degrees[one], one))
-        order.append(label)
-        del degrees[label]
-        for other in neighbours[label]:
-            if other in degrees:
-                degrees[other] -= 1
-    return order

@@ -18,8 +18,9 @@ from skimage.measure import find_contours
 
 from nuclora.data.prompts import label_regions
 from nuclora.data.tiles import Sample
+from nuclora.io.colouring import neighbour_colours
 from nuclora.metrics.errors import ErrorTypes
-from nuclora.report.colours import ERROR_STYLES, INK, neighbour_colours, palette
+from nuclora.report.colours import ERROR_STYLES, INK, LABEL_COLOURS, palette
 from nuclora.report.published import METRICS
 from nuclora.report.style import WIDTH, new_figure, styled
 
@@ -66,7 +67,7 @@ def outlines(labels: Labels) -> dict[int, Path]:
 
 def draw_labels(axes: Axes, labels: Labels) -> None:
     """Draw instances so that neighbours differ in colour; the colours mean nothing else."""
-    numbers = neighbour_colours(labels)
+    numbers = neighbour_colours(labels, len(LABEL_COLOURS))
     colours = palette(max(numbers.values(), default=0) + 1)
     shapes = outlines(labels)
     edges = [to_rgba(colours[numbers[label]]) for label in shapes]

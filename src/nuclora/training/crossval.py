@@ -24,6 +24,7 @@ from nuclora.run import Evaluation, Run
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
 from nuclora.training.trainer import FoldTrainer, check_recipe, input_frame
+from nuclora.training.tuning import is_tuned, tune_fold
 
 
 def cross_validate(
@@ -48,7 +49,7 @@ def cross_validate(
         folds: Folds to work on; all by default.
         weights: File of the base's weights; by default it is looked for.
         zero_shot: Also evaluate the base as it came.
-        evaluate: Evaluate each fold's adapter on the fold's test tiles.
+        evaluate: Tune each fold's adapter, where the recipe says so, and evaluate it on the fold's test tiles.
         monitor: Hears of every record.
 
     Returns:
@@ -86,8 +87,10 @@ def cross_validate(
         for fold in chosen:
             with locked(fold):
                 work.train(fold, interrupt)
-                if evaluate and accelerator.is_main_process and fold != ALL_TILES:
-                    work.evaluate_fold(fold, interrupt)
+                if evaluate and accelerator.is_main_process:
+                    work.tune(fold, interrupt)
+                    if fold != ALL_TILES:
+                        work.evaluate_fold(fold, interrupt)
                 accelerator.wait_for_everyone()
     monitor.close()
     return run
@@ -124,19 +127,34 @@ class _Work:
             device=self.accelerator.device,
             precision=self.run.recipe.train.precision,
             multimask_points=True,
+            settings=self.run.recipe.evaluate,
         )
         self._evaluate(f"zero-shot {base.name}", predictor, folds, self.run.zero_shot, interrupt)
 
     def evaluate_fold(self, fold: int, interrupt: Interrupt) -> None:
         """Evaluate a fold's adapter on the tiles that it never saw."""
-        predictor = load_model(
+        predictor = self._adapter(fold)
+        self._evaluate(
+            f"fold {fold}", predictor, [fold], lambda protocol: self.run.fine_tuned(fold, protocol), interrupt
+        )
+
+    def tune(self, fold: int, interrupt: Interrupt) -> None:
+        """Choose a fold's thresholds on its inner validation tiles, where the recipe asks for it and they are not there."""
+        if not self.run.recipe.evaluate.tune or is_tuned(self.run, fold):
+            return
+
+        def progress(done: int, total: int) -> None:
+            self.monitor.evaluated(f"fold {fold}, tuning", done, total)
+            interrupt.check()
+
+        tune_fold(self.run, fold, self.tiles, self._adapter(fold), progress)
+
+    def _adapter(self, fold: int) -> Predictor:
+        return load_model(
             self.run.adapter_folder(fold),
             weights=self.weights,
             device=self.accelerator.device,
             precision=self.run.recipe.train.precision,
-        )
-        self._evaluate(
-            f"fold {fold}", predictor, [fold], lambda protocol: self.run.fine_tuned(fold, protocol), interrupt
         )
 
     def _evaluate(
@@ -147,7 +165,7 @@ class _Work:
         evaluation: Callable[[str], Evaluation],
         interrupt: Interrupt,
     ) -> None:
-        settings = self.run.recipe.evaluate
+        settings = predictor.settings
         fold_of: Mapping[str, int] = {row.tile: row.fold for row in self.run.folds.rows if row.fold in folds}
 
         def progress(done: int, total: int) -> None:

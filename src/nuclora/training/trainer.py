@@ -174,6 +174,9 @@ class FoldTrainer:
             Stopped: A stop was asked for; everything is saved.
             NucloraError: The loss is not finite, or a file cannot be read or written.
         """
+        if self.accelerator.device.type == "cuda":
+            # Of this fold's training, not of what the process did before.
+            torch.cuda.reset_peak_memory_stats(self.accelerator.device)
         done = self._resume()
         steps = self.plan.steps
         self.monitor.training(self.fold, steps * self.recipe.train.epochs, done)

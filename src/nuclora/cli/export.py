@@ -1,0 +1,20 @@
+"""`nuclora export`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def export(
+    adapter: Annotated[Path, typer.Argument(help="Folder of an adapter, as RUN/fold-1/adapter.", show_default=False)],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the copy.", show_default=False)],
+) -> None:
+    """Copy an adapter in half precision, to share it."""
+    from nuclora.models.adapter import save_half
+
+    save_half(adapter, out)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    typer.echo(f"{out}: {size:.1f} MB")

@@ -1,0 +1,138 @@
+"""`nuclora predict`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from nuclora.cli.options import AsJson, Weights
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from nuclora.inference.images import Outcome
+
+_ROWS_SHOWN = 20
+
+
+def predict(
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT...", help="Images, folders of images, and globs.", show_default=False)
+    ],
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", "-a", help="Folder of an adapter.", show_default="the one nuclora carries"),
+    ] = None,
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", help="Folder of the outputs; an interrupted prediction in it is gone on with."),
+    ] = Path("nuclora-out"),
+    format_: Annotated[
+        str, typer.Option("--format", metavar="LIST", help="Outputs of each image, with commas between them.")
+    ] = "labels,overlay,geojson,table",
+    views: Annotated[
+        int | None,
+        typer.Option(
+            "--views",
+            "--tta",
+            help="Flips and quarter turns that are averaged: 1, 2, 4 or 8. Fewer are faster.",
+            show_default="the adapter's",
+        ),
+    ] = None,
+    min_size: Annotated[
+        int | None, typer.Option(min=0, help="Smallest nucleus in pixels.", show_default="the adapter's")
+    ] = None,
+    microns_per_pixel: Annotated[
+        float | None,
+        typer.Option("--mpp", min=0.001, max=100, help="Microns per pixel of the images, for areas in square microns."),
+    ] = None,
+    recursive: Annotated[bool, typer.Option("--recursive", help="Look into the folders of folders too.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Make all outputs anew, in place of what is there.")
+    ] = False,
+    weights: Weights = None,
+    precision: Annotated[str, typer.Option(help="Compute in this: no (float32), bf16 or fp16.")] = "no",
+    json_: AsJson = False,
+) -> None:
+    """Find the nuclei of images: label maps, overlays, GeoJSON for QuPath, and tables."""
+    import json
+    from dataclasses import asdict
+
+    from rich.console import Console
+
+    from nuclora.cli.progress import ProgressMonitor
+    from nuclora.errors import NucloraError
+    from nuclora.inference.images import predict_files
+    from nuclora.inference.predictor import PRECISIONS
+    from nuclora.training.interrupt import Interrupt
+
+    if precision not in PRECISIONS:
+        raise NucloraError(f"no such choice: {precision}", mend=f"choose one of {', '.join(PRECISIONS)}")
+    monitor = ProgressMonitor()
+
+    def progress(done: int, total: int) -> None:
+        monitor.predicted(done, total)
+        interrupt.check()
+
+    try:
+        with Interrupt() as interrupt:
+            outcome = predict_files(
+                inputs,
+                out,
+                adapter,
+                formats=[name.strip() for name in format_.split(",") if name.strip()],
+                views=views,
+                min_size=min_size,
+                microns_per_pixel=microns_per_pixel,
+                weights=weights,
+                precision=precision,
+                recursive=recursive,
+                overwrite=overwrite,
+                progress=progress,
+            )
+    finally:
+        monitor.close()
+    console = Console()
+    if json_:
+        failures = [{"image": str(error.path), "reason": error.reason} for error in outcome.failures]
+        images = [{**asdict(row), "kept": row.image in outcome.kept} for row in outcome.rows]
+        console.print_json(json.dumps({"out": str(out), "images": images, "failures": failures}))
+    elif outcome.rows:
+        _print_table(console, outcome)
+    for error in outcome.failures:
+        typer.secho(f"nuclora: {' '.join(str(error).splitlines())}", fg="red", err=True)
+    if outcome.failures:
+        raise typer.Exit(2)
+
+
+def _print_table(console: Console, outcome: Outcome) -> None:
+    """A row an image, named by what tells it from the others: its path below the folder that holds them all."""
+    import os
+
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    rows = outcome.rows
+    folder = os.path.commonpath([Path(row.image).absolute().parent for row in rows])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=len(rows) > 1)
+    table.add_column("image", "all", overflow="fold")
+    table.add_column("pixels", justify="right", no_wrap=True)
+    table.add_column("nuclei", f"{sum(row.nuclei for row in rows):,}", justify="right", no_wrap=True)
+    table.add_column("mean area", justify="right", no_wrap=True)
+    table.add_column("seconds", justify="right", no_wrap=True)
+    for row in rows[:_ROWS_SHOWN]:
+        area = "" if row.mean_area_px is None else f"{row.mean_area_px:,.0f} px"
+        seconds = "kept" if row.image in outcome.kept else f"{row.seconds:.1f}"
+        name = Path(row.image).absolute().relative_to(folder)
+        table.add_row(Text(str(name)), f"{row.width} x {row.height}", f"{row.nuclei:,}", area, seconds)
+    console.print(table)
+    if len(rows) > _ROWS_SHOWN:
+        console.print(f"and {len(rows) - _ROWS_SHOWN} more in the summary", highlight=False)
+    if outcome.kept:
+        console.print(
+            "kept: made by the same adapter and settings before; --overwrite makes them anew", highlight=False
+        )
+    console.print(f"outputs and summary.csv: {outcome.out}", soft_wrap=True, highlight=False, markup=False)

@@ -1,0 +1,106 @@
+"""Which image files a command line means: files, folders and globs."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from nuclora.data.images import IMAGE_SUFFIXES
+from nuclora.data.tiles import is_junk
+from nuclora.errors import NucloraError
+
+SUFFIXES: Final = IMAGE_SUFFIXES | {".webp"}
+
+# What `nuclora predict` itself writes, where its output folder is among its inputs.
+_OWN_ENDINGS = (".labels.tif", ".overlay.png")
+_KINDS = "PNG, JPEG, TIFF, BMP or WebP"
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image to be predicted.
+
+    Attributes:
+        name: What its outputs are called: the file's name without suffix; of a file deeper in a folder its POSIX path
+            from there.
+        path: The file.
+    """
+
+    name: str
+    path: Path
+
+
+def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> list[ImageFile]:
+    """Find the images that some inputs mean.
+
+    Of folders and globs only files with an image's suffix are taken, and none that `nuclora predict` wrote. A file that
+    several inputs name is taken once.
+
+    Args:
+        inputs: Files, folders, and globs (``*``, ``?``, ``[...]``, and ``**`` for folders of any depth).
+        recursive: Look into the folders of folders too.
+
+    Returns:
+        The images in the order of the inputs, sorted by path within one.
+
+    Raises:
+        NucloraError: An input means no image, or two images would be written under one name.
+    """
+    found: dict[Path, ImageFile] = {}
+    for one in inputs:
+        for image in _expand(str(one), recursive):
+            found.setdefault(image.path.resolve(), image)
+    images = list(found.values())
+    _refuse_equal_names(images)
+    return images
+
+
+def _expand(given: str, recursive: bool) -> list[ImageFile]:
+    path = Path(given)
+    if path.is_dir():
+        return _of_folder(path, recursive)
+    if path.exists():
+        if path.suffix.lower() not in SUFFIXES:
+            raise NucloraError(f"not an image by its suffix '{path.suffix}'", path=path, mend=f"convert it to {_KINDS}")
+        return [ImageFile(path.stem, path)]
+    if glob.has_magic(given):
+        matches = sorted(Path(match) for match in glob.glob(given, recursive=True))  # noqa: PTH207
+        images = [ImageFile(match.stem, match) for match in matches if _is_image(match)]
+        if not images:
+            raise NucloraError(f"{len(matches)} files match, none an image", path=given, mend=f"name {_KINDS} files")
+        return images
+    raise NucloraError("no such file or folder", path=path, mend="check the path")
+
+
+def _of_folder(folder: Path, recursive: bool) -> list[ImageFile]:
+    images = [
+        ImageFile(path.relative_to(folder).with_suffix("").as_posix(), path)
+        for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
+        if _is_image(path) and not any(map(is_junk, path.relative_to(folder).parents))
+    ]
+    if not images:
+        deeper = not recursive and any(_is_image(path) for path in folder.glob("*/*"))
+        mend = "give --recursive: there are some in its folders" if deeper else f"put {_KINDS} files there"
+        raise NucloraError("no image in this folder", path=folder, mend=mend)
+    return images
+
+
+def _is_image(path: Path) -> bool:
+    own = path.name.lower().endswith(_OWN_ENDINGS)
+    return path.suffix.lower() in SUFFIXES and not own and not is_junk(path) and path.is_file()
+
+
+def _refuse_equal_names(images: Sequence[ImageFile]) -> None:
+    seen: dict[str, Path] = {}
+    for image in images:
+        # Windows and macOS take names that differ in case only for the same file.
+        other = seen.setdefault(image.name.casefold(), image.path)
+        if other is not image.path:
+            raise NucloraError(
+                f"its outputs would have the names of those of {other}",
+                path=image.path,
+                mend="rename one, or predict them into different folders with -o",
+            )

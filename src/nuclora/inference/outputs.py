@@ -1,0 +1,186 @@
+"""The folder of predictions: what is in it, what it was made from, and what is still to do.
+
+OUT/
+  NAME.labels.tif, NAME.overlay.png, NAME.geojson, NAME.csv    of each image, as asked for
+  summary.csv      a row an image
+  predict.jsonl    what each image's files were made from, a line when they are begun and one when they are there
+  .lock            held while a process works on the folder
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from nuclora.errors import NucloraError
+from nuclora.files import AppendLog, disk_errors, hold
+from nuclora.inference.image_files import ImageFile
+from nuclora.io.tables import write_rows
+
+FORMATS: Final[Mapping[str, str]] = {
+    "labels": ".labels.tif",
+    "overlay": ".overlay.png",
+    "geojson": ".geojson",
+    "table": ".csv",
+}
+"""Endings of the files by format."""
+
+SUMMARY = "summary"
+_LOG = "predict.jsonl"
+_MEND = "name another folder with -o, or replace them with --overwrite"
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the summary says of one image.
+
+    Attributes:
+        image: Its file, as it was given.
+        width: In pixels.
+        height: In pixels.
+        nuclei: How many were found.
+        mean_area_px: Mean area of a nucleus in pixels; None where there is none.
+        seconds: From its pixels to its last output.
+    """
+
+    image: str
+    width: int
+    height: int
+    nuclei: int
+    mean_area_px: float | None
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Record:
+    """What the outputs of one image were made from.
+
+    Attributes:
+        name: As in :class:`nuclora.inference.image_files.ImageFile`.
+        path: The image file, absolute.
+        sha256: Its hash.
+        made_by: Adapter and settings.
+        formats: The outputs that are there; none while they are being made.
+        row: Its row of the summary, once its outputs are there.
+    """
+
+    name: str
+    path: str
+    sha256: str
+    made_by: dict[str, Any]
+    formats: list[str] = field(default_factory=list)
+    row: Row | None = None
+
+
+@contextlib.contextmanager
+def open_outputs(root: Path) -> Iterator[OutputFolder]:
+    """Make a folder of outputs if need be, and hold it for this process.
+
+    Args:
+        root: The folder; made with its parents.
+
+    Raises:
+        NucloraError: It is a file, cannot be made, another process holds it, or its notes are damaged.
+    """
+    if root.exists() and not root.is_dir():
+        raise NucloraError("a file, not a folder", path=root, mend="name a folder with -o")
+    with disk_errors(root):
+        root.mkdir(parents=True, exist_ok=True)
+    with hold(root, "folder"):
+        yield OutputFolder(root)
+
+
+class OutputFolder:
+    """The outputs of `nuclora predict`.
+
+    Args:
+        root: An existing folder.
+
+    Raises:
+        NucloraError: Its notes are damaged.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._log = AppendLog(root / _LOG)
+        self.records: dict[str, Record] = {}
+        """The last record of each image by name, in the order in which they were first made."""
+        try:
+            for line in self._log.lines():
+                fields = json.loads(line)
+                row = Row(**fields.pop("row")) if fields["row"] else None
+                self.records[fields["name"]] = Record(**(fields | {"row": row}))
+        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            raise NucloraError("damaged", path=self._log.path, mend="name another folder with -o") from error
+
+    def path(self, name: str, output: str) -> Path:
+        """File of one output of an image."""
+        return self.root / f"{name}{FORMATS[output]}"
+
+    def is_done(self, image: ImageFile, sha256: str, made_by: Mapping[str, Any], formats: Iterable[str]) -> bool:
+        """Whether all outputs asked for are there, of this very image and made in the same way."""
+        record = self.records.get(image.name)
+        return (
+            record is not None
+            and record.sha256 == sha256
+            and record.made_by == made_by
+            and all(output in record.formats and self.path(image.name, output).is_file() for output in formats)
+        )
+
+    def refuse_conflict(self, image: ImageFile, sha256: str, made_by: Mapping[str, Any]) -> None:
+        """See that the outputs of an image replace none that were made of something else.
+
+        Raises:
+            NucloraError: They would.
+        """
+        if image.name.casefold() == SUMMARY:
+            raise NucloraError(f"its table would replace {SUMMARY}.csv", path=image.path, mend="rename the image")
+        record = self.records.get(image.name)
+        if record is None:
+            for output in FORMATS:
+                if (file := self.path(image.name, output)).exists():
+                    raise NucloraError("there already, and not from `nuclora predict`", path=file, mend=_MEND)
+        elif record.row is not None:
+            if record.sha256 != sha256 and Path(record.path) != image.path.resolve():
+                raise NucloraError(
+                    f"there are nuclei of another image of this name, {record.path}",
+                    path=self.root / image.name,
+                    mend=_MEND,
+                )
+            if differing := [key for key, value in made_by.items() if record.made_by.get(key) != value]:
+                raise NucloraError(
+                    f"there are nuclei that were made differently: other {', '.join(differing)}",
+                    path=self.root / image.name,
+                    mend=_MEND,
+                )
+
+    def begin(self, image: ImageFile, sha256: str, made_by: dict[str, Any], formats: Iterable[str]) -> list[str]:
+        """Note that the outputs of an image are going to be written, so that a killed run's are known for ours.
+
+        Returns:
+            The formats to write: those asked for, and those that are there of an earlier run, lest one image's outputs
+            be of two makes.
+        """
+        record = self.records.get(image.name)
+        there = [output for output in FORMATS if record is not None and self.path(image.name, output).is_file()]
+        self._add(Record(image.name, str(image.path.resolve()), sha256, made_by))
+        return [output for output in FORMATS if output in formats or output in there]
+
+    def finish(self, name: str, formats: Sequence[str], row: Row) -> None:
+        """Note that the outputs of an image are there."""
+        self._add(replace(self.records[name], formats=list(formats), row=row))
+
+    def write_summary(self) -> Path:
+        """Write ``summary.csv``, a row for each image whose outputs are in the folder."""
+        rows = [asdict(record.row) for record in self.records.values() if record.row is not None]
+        path = self.root / f"{SUMMARY}.csv"
+        write_rows(path, list(Row.__dataclass_fields__), (row.values() for row in rows))
+        return path
+
+    def _add(self, record: Record) -> None:
+        self._log.append(json.dumps(asdict(record)))
+        self.records[record.name] = record

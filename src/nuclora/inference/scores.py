@@ -1,0 +1,95 @@
+"""How sure a model is of each nucleus: a score that stands for the IoU to be expected."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuclora.inference.decode import upsample
+from nuclora.metrics import OverlapTable
+
+Floats = NDArray[np.float32]
+Calibration = Sequence[tuple[float, float]]
+
+# Tile pixels by which the views' ideas of a nucleus's middle may differ before a pixel's membership is in doubt.
+_DOUBT = 4.0
+# Tile pixels around a nucleus in which foreground that nobody claims counts against it.
+_RING = 3
+_KNOTS = 20
+
+
+def agreement(labels: NDArray[np.int32], foreground: Floats, disagreement: Floats) -> Floats:
+    """Soft IoU of each nucleus with what the averaged views say of its place.
+
+    The expected overlap, pixel by pixel the foreground's probability times how well the views agree on the nucleus's
+    middle, over the nucleus's area and the foreground left unclaimed around it. A ranking; :func:`calibrate` makes
+    expected IoUs of it.
+
+    Args:
+        labels: int32 (H, W), 1..n.
+        foreground: Probability, float32 (ceil(H / 2), ceil(W / 2)).
+        disagreement: Mean distance in tile pixels of the views' votes from their mean, of the same shape.
+
+    Returns:
+        float32 (n,), 0..1.
+    """
+    from skimage.segmentation import expand_labels
+
+    count = int(labels.max(initial=0)) + 1
+    inside, doubt = upsample(np.stack([foreground, disagreement]), (labels.shape[0], labels.shape[1]))
+    membership = inside * np.exp(-0.5 * (doubt / _DOUBT) ** 2)
+    overlap = np.bincount(labels.ravel(), membership.ravel(), count)
+    area = np.bincount(labels.ravel(), minlength=count)
+    ring = np.where(labels == 0, expand_labels(labels, _RING), 0)
+    unclaimed = np.bincount(ring.ravel(), inside.ravel(), count)
+    score: Floats = (overlap[1:] / np.maximum(area[1:] + unclaimed[1:], 1)).astype(np.float32)
+    return score
+
+
+def true_ious(table: OverlapTable) -> NDArray[np.float64]:
+    """The best IoU of each predicted nucleus with a true one, 0 where it meets none.
+
+    Args:
+        table: Of truth and prediction.
+
+    Returns:
+        (n,), in the order of `table.pred_ids`.
+    """
+    best = np.zeros(table.pred_ids.size)
+    np.maximum.at(best, table.cols, table.ious)
+    return best
+
+
+def calibrate(scores: NDArray[np.floating], ious: NDArray[np.floating]) -> list[tuple[float, float]]:
+    """Learn what IoU to expect at a score: isotonic regression over bins of equally many nuclei.
+
+    Zadrozny & Elkan, "Transforming classifier scores into accurate multiclass probability estimates" (KDD 2002).
+
+    Args:
+        scores: Of :func:`agreement`, (n,).
+        ious: The IoU that each turned out to have, (n,).
+
+    Returns:
+        At most 20 points (score, expected IoU), both rising; none without nuclei.
+    """
+    from sklearn.isotonic import isotonic_regression
+
+    if not len(scores):
+        return []
+    bins = np.array_split(np.argsort(scores, kind="stable"), min(_KNOTS, len(scores)))
+    at = [float(np.mean(scores[part])) for part in bins]
+    expected = isotonic_regression(
+        [float(np.mean(ious[part])) for part in bins], sample_weight=[float(len(part)) for part in bins]
+    )
+    return [(round(score, 5), round(float(iou), 5)) for score, iou in zip(at, expected, strict=True)]
+
+
+def expected_ious(scores: Floats, calibration: Calibration) -> Floats:
+    """The expected IoU at each score; the scores themselves without a calibration."""
+    if not calibration:
+        return scores
+    at, expected = zip(*calibration, strict=True)
+    found: Floats = np.interp(scores, at, expected).astype(np.float32)
+    return found

@@ -1,0 +1,95 @@
+"""After training: thresholds and the scores' calibration, learnt on a fold's inner validation tiles."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from nuclora.data.folds import inner_split
+from nuclora.data.tiles import TileSet
+from nuclora.errors import NucloraError
+from nuclora.inference.decode import decode
+from nuclora.inference.predictor import Maps, Predictor
+from nuclora.inference.scores import agreement, calibrate, true_ious
+from nuclora.inference.tune import Trial, tune_decode
+from nuclora.metrics import OverlapTable
+from nuclora.models.adapter import MIN_SIZE, read_card, write_card
+from nuclora.run import Run
+
+Progress = Callable[[int, int], None]
+
+
+def tune_fold(
+    run: Run, fold: int, tiles: TileSet, predictor: Predictor, progress: Progress | None = None
+) -> list[Trial]:
+    """Tune one fold's adapter on its inner validation tiles, and note the outcome on its card.
+
+    The fold's test tiles are not read. An adapter of all tiles has held out its inner validation tiles as well.
+
+    Args:
+        run: The run; its recipe validates on inner tiles.
+        fold: The fold.
+        tiles: All tiles of the data set.
+        predictor: The fold's adapter.
+        progress: Called with the tiles predicted and all of them.
+
+    Returns:
+        What was tried.
+
+    Raises:
+        NucloraError: The recipe validates on the test fold or has no dense decoder, or there are no such tiles.
+    """
+    recipe = run.recipe
+    if recipe.dense is None or recipe.train.validate_on != "inner":
+        raise NucloraError(
+            "only a recipe with dense and train.validate_on=inner can be tuned",
+            path=run.folder,
+            mend="tuning on the test fold would leak it",
+        )
+    _, names = inner_split(run.folds, fold, seed=recipe.seed)
+    chosen = tiles.subset(names)
+    predictions: list[Maps] = []
+    samples = []
+    for count, tile in enumerate(chosen):
+        if progress and count == 0:
+            progress(0, len(chosen))
+        samples.append(tile.read())
+        predictions.append(predictor.maps(samples[-1].image, recipe.evaluate.decode.views))
+        if progress:
+            progress(count + 1, len(chosen))
+    settings, min_size, trials = tune_decode(
+        [(maps.values, sample.labels, sample.ignore) for maps, sample in zip(predictions, samples, strict=True)],
+        recipe.evaluate.decode,
+        recipe.evaluate.min_size,
+    )
+    scores, ious = [], []
+    for maps, sample in zip(predictions, samples, strict=True):
+        height, width = sample.labels.shape
+        labels = decode(maps.values, (height, width), settings, min_size)
+        table = OverlapTable.from_labels(sample.labels, labels, sample.ignore)
+        # Nuclei in vague areas are not in the table.
+        scores.append(agreement(labels, maps.values[0], maps.disagreement)[table.pred_ids - 1])
+        ious.append(true_ious(table))
+    thresholds = settings.model_dump(exclude={"views"}) | {MIN_SIZE: float(min_size)}
+    best = max(trials, key=lambda trial: trial.objective)
+    tuned = {f"tuned_{name}": getattr(best, name) for name in ("dice", "aji", "pq")}
+    folder: Path = run.adapter_folder(fold)
+    card = read_card(folder)
+    write_card(
+        folder,
+        card.model_copy(
+            update={
+                "thresholds": thresholds,
+                "calibration": calibrate(np.concatenate(scores), np.concatenate(ious)),
+                "metrics": card.metrics | tuned,
+            }
+        ),
+    )
+    return trials
+
+
+def is_tuned(run: Run, fold: int) -> bool:
+    """Whether the fold's adapter has tuned thresholds."""
+    return bool(read_card(run.adapter_folder(fold)).thresholds)

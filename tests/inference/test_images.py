@@ -1,0 +1,282 @@
+"""Images to files of their nuclei, with a model that finds dark pixels."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from nuclora.data.images import read_image
+from nuclora.errors import NucloraError
+from nuclora.files import AppendLog
+from nuclora.inference import images as module
+from nuclora.inference.image_files import find_images
+from nuclora.inference.images import Outcome, predict_images
+from nuclora.inference.outputs import FORMATS, OutputFolder, open_outputs
+from nuclora.inference.predictor import Nuclei
+from nuclora.io.labels import read_labels
+from nuclora.recipe import EvaluateSettings
+
+
+class FakePredictor:
+    """Dark spots are nuclei; remembers the shapes of the images that it saw, and the settings."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[int, ...]] = []
+        self.settings: list[EvaluateSettings] = []
+
+    def nuclei(self, image: np.ndarray, settings: EvaluateSettings) -> Nuclei:
+        self.seen.append(image.shape)
+        self.settings.append(settings)
+        labels, count = ndimage.label(image.mean(axis=2) < 128)
+        return Nuclei(labels.astype(np.int32), np.linspace(0.5, 1, count, dtype=np.float32))
+
+
+class Prediction:
+    """Predicts a folder of images again and again, with one fake."""
+
+    def __init__(self, inputs: Path, out: Path) -> None:
+        self.inputs, self.out = inputs, out
+        self.predictor = FakePredictor()
+        self.loaded = 0
+
+    def load(self) -> Any:
+        self.loaded += 1
+        return self.predictor
+
+    def __call__(
+        self, formats: tuple[str, ...] = tuple(FORMATS), made_by: dict[str, Any] | None = None, **options: Any
+    ) -> Outcome:
+        with open_outputs(self.out) as folder:
+            return predict_images(
+                find_images([self.inputs]),
+                folder,
+                made_by=made_by or {"adapter": {"sha": "a"}, "precision": "no"},
+                load=self.load,
+                formats=formats,
+                settings=EvaluateSettings(),
+                **options,
+            )
+
+
+def spots(count: int, height: int = 40, width: int = 60) -> np.ndarray:
+    image = np.full((height, width, 3), 220, np.uint8)
+    for index in range(count):
+        image[5:15, 3 + index * 12 : 11 + index * 12] = (70, 40, 110)
+    return image
+
+
+@pytest.fixture
+def prediction(tmp_path: Path) -> Prediction:
+    (tmp_path / "in").mkdir()
+    for index, suffix in enumerate(["png", "tif", "webp"]):
+        Image.fromarray(spots(index + 1)).save(tmp_path / "in" / f"im {index}.{suffix}", lossless=True)
+    return Prediction(tmp_path / "in", tmp_path / "out")
+
+
+def summary(out: Path) -> list[dict[str, str]]:
+    with (out / "summary.csv").open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_every_output_of_every_image(prediction: Prediction) -> None:
+    outcome = prediction(microns_per_pixel=0.5)
+    assert [row.nuclei for row in outcome.rows] == [1, 2, 3]
+    assert not outcome.kept
+    assert not outcome.failures
+    assert prediction.loaded == 1
+    out = prediction.out
+    assert {path.name for path in out.iterdir()} == {
+        *(f"im {index}{ending}" for index in range(3) for ending in FORMATS.values()),
+        "summary.csv", "predict.jsonl", ".lock",
+    }  # fmt: skip
+    labels = read_labels(out / "im 2.labels.tif")
+    assert labels.max() == 3
+    assert read_image(out / "im 2.overlay.png").shape == (40, 60, 3)
+    features = json.loads((out / "im 2.geojson").read_text("utf-8"))["features"]
+    assert [feature["properties"]["measurements"]["Score"] for feature in features] == [0.5, 0.75, 1]
+    with (out / "im 2.csv").open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    assert [row["area_px"] for row in table] == ["80"] * 3
+    assert [row["area_um2"] for row in table] == ["20.0"] * 3
+    assert [row["nuclei"] for row in summary(out)] == ["1", "2", "3"]
+    assert summary(out)[1]["image"] == str(prediction.inputs / "im 1.tif")
+    assert (summary(out)[1]["width"], summary(out)[1]["height"]) == ("60", "40")
+
+
+def test_what_is_done_is_kept_and_loads_no_model(prediction: Prediction) -> None:
+    first = prediction()
+    before = {path: path.stat().st_mtime_ns for path in prediction.out.glob("im*")}
+    again = prediction()
+    assert again.rows == first.rows
+    assert again.kept == {row.image for row in first.rows}
+    assert prediction.loaded == 1
+    assert len(prediction.predictor.seen) == 3
+    assert {path: path.stat().st_mtime_ns for path in prediction.out.glob("im*")} == before
+
+
+def test_fewer_formats_are_done_too_and_more_are_made(prediction: Prediction) -> None:
+    prediction(formats=("labels", "table"))
+    assert len(prediction(formats=("table",)).kept) == 3
+    assert not prediction(formats=("overlay",)).kept
+    assert len(prediction(formats=("labels", "overlay", "table")).kept) == 3
+
+
+def test_a_missing_output_is_made_again(prediction: Prediction) -> None:
+    prediction()
+    (prediction.out / "im 1.csv").unlink()
+    assert len(prediction().kept) == 2
+    assert (prediction.out / "im 1.csv").exists()
+
+
+def test_a_changed_image_is_predicted_again(prediction: Prediction) -> None:
+    prediction()
+    Image.fromarray(spots(4)).save(prediction.inputs / "im 0.png")
+    outcome = prediction()
+    assert len(outcome.kept) == 2
+    assert [row.nuclei for row in outcome.rows] == [4, 2, 3]
+
+
+def test_a_moved_image_is_known_by_its_content(prediction: Prediction, tmp_path: Path) -> None:
+    prediction()
+    prediction.inputs = prediction.inputs.rename(tmp_path / "elsewhere")
+    assert len(prediction().kept) == 3
+
+
+def test_other_settings_do_not_replace_what_is_there_unless_told(prediction: Prediction) -> None:
+    prediction(formats=("labels", "table"))
+    other = {"adapter": {"sha": "b"}, "precision": "no"}
+    with pytest.raises(NucloraError, match=r"made differently: other adapter; name another folder with -o, or"):
+        prediction(made_by=other)
+    assert len(prediction.predictor.seen) == 3
+    # What an earlier run left is made anew with the rest: one image's outputs are never of two makes.
+    times = {path: path.stat().st_mtime_ns for path in prediction.out.glob("im*")}
+    outcome = prediction(formats=("labels",), made_by=other, overwrite=True)
+    assert not outcome.kept
+    assert all(path.stat().st_mtime_ns > time for path, time in times.items())
+    assert len(prediction(made_by=other, formats=("labels", "table")).kept) == 3
+
+
+def test_another_image_of_the_same_name_does_not_replace_the_first(prediction: Prediction, tmp_path: Path) -> None:
+    prediction()
+    (tmp_path / "other").mkdir()
+    Image.fromarray(spots(4)).save(tmp_path / "other" / "im 0.png")
+    prediction.inputs = tmp_path / "other"
+    with pytest.raises(NucloraError, match=r"nuclei of another image of this name, .*im 0\.png"):
+        prediction()
+
+
+def test_files_that_nuclora_did_not_make_are_not_replaced(prediction: Prediction) -> None:
+    prediction.out.mkdir()
+    (prediction.out / "im 1.csv").write_text("mine")
+    with pytest.raises(NucloraError, match="not from `nuclora predict`"):
+        prediction(formats=("labels",))
+    assert (prediction.out / "im 1.csv").read_text() == "mine"
+
+
+def test_an_image_named_summary_is_refused(prediction: Prediction) -> None:
+    Image.fromarray(spots(1)).save(prediction.inputs / "Summary.png")
+    with pytest.raises(NucloraError, match=r"would replace summary\.csv"):
+        prediction()
+
+
+def test_a_bad_image_does_not_stop_the_others(prediction: Prediction) -> None:
+    (prediction.inputs / "im 1.tif").write_bytes(b"no image at all")
+    outcome = prediction()
+    assert [row.nuclei for row in outcome.rows] == [1, 3]
+    (failure,) = outcome.failures
+    assert failure.path == prediction.inputs / "im 1.tif"
+    assert len(summary(prediction.out)) == 2
+    # Mended, it alone is done.
+    Image.fromarray(spots(2)).save(prediction.inputs / "im 1.tif")
+    outcome = prediction()
+    assert [row.nuclei for row in outcome.rows] == [1, 2, 3]
+    assert len(outcome.kept) == 2
+
+
+def test_an_image_that_became_bad_has_no_row_of_its_better_days(prediction: Prediction) -> None:
+    prediction()
+    (prediction.inputs / "im 1.tif").write_bytes(b"no image at all")
+    outcome = prediction()
+    assert [row.nuclei for row in outcome.rows] == [1, 3]
+
+
+def test_an_interruption_keeps_what_is_done(prediction: Prediction) -> None:
+    def stop(done: int, total: int) -> None:
+        assert total == 3
+        if done == 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prediction(progress=stop)
+    assert [row["nuclei"] for row in summary(prediction.out)] == ["1", "2"]
+    told: list[tuple[int, int]] = []
+    outcome = prediction(progress=lambda done, total: told.append((done, total)))
+    assert told == [(0, 1), (1, 1)]
+    assert len(outcome.kept) == 2
+    assert len(summary(prediction.out)) == 3
+
+
+def test_killed_between_two_outputs_it_goes_on(prediction: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    write: Callable[..., None] = module.write_output
+    calls = 0
+
+    def die(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 6:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(module, "write_output", die)
+    with pytest.raises(KeyboardInterrupt):
+        prediction()
+    assert len(list(prediction.out.glob("im 1*"))) == 1
+    monkeypatch.undo()
+    assert len(prediction().kept) == 1
+    assert len(list(prediction.out.glob("im 1*"))) == 4
+
+
+def test_a_torn_line_of_the_notes_is_not_a_line(prediction: Prediction) -> None:
+    prediction()
+    notes = prediction.out / "predict.jsonl"
+    notes.write_bytes(notes.read_bytes()[:-20])
+    assert len(prediction().kept) == 2
+
+
+def test_damaged_notes_are_named(prediction: Prediction) -> None:
+    prediction()
+    for garbage in ('{"name": 1}', "[]", "3", "not JSON"):
+        AppendLog(prediction.out / "predict.jsonl").rewrite([garbage])
+        with pytest.raises(NucloraError, match=r"predict\.jsonl: damaged"):
+            OutputFolder(prediction.out)
+
+
+def test_an_image_without_nuclei(prediction: Prediction) -> None:
+    for index in range(3):
+        next(prediction.inputs.glob(f"im {index}.*")).unlink()
+    Image.fromarray(spots(0, 1, 1)).save(prediction.inputs / "empty.png")
+    (row,) = prediction().rows
+    assert (row.nuclei, row.mean_area_px, row.width) == (0, None, 1)
+    assert summary(prediction.out)[0]["mean_area_px"] == ""
+
+
+def test_the_output_folder_is_held(prediction: Prediction) -> None:
+    with open_outputs(prediction.out), pytest.raises(NucloraError, match="another nuclora works on this folder"):
+        prediction()
+
+
+def test_an_output_folder_that_is_a_file_is_refused(prediction: Prediction) -> None:
+    prediction.out.write_text("here")
+    with pytest.raises(NucloraError, match="a file, not a folder"):
+        prediction()
+    prediction.out = prediction.out / "below"
+    with pytest.raises(NucloraError, match="cannot write"):
+        prediction()

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from nuclora.data.targets import dense_targets
+from nuclora.inference.scores import agreement, calibrate, expected_ious, true_ious
+from nuclora.metrics import OverlapTable
+
+
+@pytest.fixture
+def labels():
+    labels = np.zeros((64, 64), np.int32)
+    labels[4:20, 4:20] = 1
+    labels[30:50, 30:50] = 2
+    return labels
+
+
+def test_sure_maps_give_one_and_doubt_of_any_kind_less(labels):
+    foreground = dense_targets(labels)[0]
+    calm = np.zeros_like(foreground)
+    sure = agreement(labels, foreground, calm)
+    # Half a pixel of soft edge around a square of 16 costs a tenth.
+    assert (sure > 0.88).all()
+    assert (agreement(labels, 0.7 * foreground, calm) < 0.75).all()
+    apart = np.where(np.indices(foreground.shape)[0] < 12, 8.0, 0.0).astype(np.float32)
+    doubted = agreement(labels, foreground, apart)
+    assert doubted[0] < 0.3
+    assert doubted[1] == pytest.approx(sure[1], abs=1e-6)
+
+
+def test_foreground_left_unclaimed_around_a_nucleus_counts_against_it(labels):
+    foreground = dense_targets(labels)[0]
+    smaller = labels.copy()
+    smaller[30:34] = 0
+    scores = agreement(smaller, foreground, np.zeros_like(foreground))
+    whole = agreement(labels, foreground, np.zeros_like(foreground))
+    assert scores[1] < whole[1] - 0.05
+    assert scores[0] == whole[0]
+
+
+def test_no_nuclei_no_scores():
+    assert agreement(np.zeros((9, 7), np.int32), np.zeros((5, 4), np.float32), np.zeros((5, 4), np.float32)).size == 0
+    assert calibrate(np.zeros(0), np.zeros(0)) == []
+
+
+def test_true_ious_are_those_of_the_best_partner():
+    truth = np.array([[1, 1, 1, 2, 2, 0, 0]])
+    prediction = np.array([[3, 3, 3, 3, 0, 0, 5]])
+    np.testing.assert_allclose(true_ious(OverlapTable.from_labels(truth, prediction)), [0.75, 0.0])
+
+
+def test_calibrated_scores_are_the_mean_iou_at_that_score():
+    rng = np.random.default_rng(0)
+    scores = rng.random(20_000)
+    # The truth is a curve of the score, with noise; a detector that is too sure of itself.
+    ious = np.clip(scores**2 + rng.normal(0, 0.1, scores.shape), 0, 1)
+    points = calibrate(scores, ious)
+    assert len(points) <= 20
+    assert all(a[0] < b[0] and a[1] <= b[1] for a, b in itertools.pairwise(points))
+    at = np.array([0.2, 0.5, 0.8], np.float32)
+    np.testing.assert_allclose(expected_ious(at, points), at**2, atol=0.04)
+
+
+def test_without_calibration_scores_stay():
+    scores = np.array([0.2, 0.9], np.float32)
+    assert expected_ious(scores, []) is scores

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from nuclora.data.synthetic import ORGANS, synthesize_tile
+from nuclora.data.targets import dense_targets
+from nuclora.errors import NucloraError
+from nuclora.inference import tune
+from nuclora.inference.tune import Prediction, tune_decode
+from nuclora.metrics import aji, panoptic_quality
+from nuclora.recipe import DecodeSettings
+
+
+@pytest.fixture(scope="module")
+def predictions() -> list[Prediction]:
+    """Maps of a decoder whose foreground is too low by a third, and whose distance by a half."""
+    found = []
+    for seed in range(2):
+        sample = synthesize_tile(96, seed, ORGANS[0])
+        maps = dense_targets(sample.labels)
+        maps[0] *= 0.65
+        maps[2] *= 0.5
+        found.append((maps, sample.labels, sample.ignore))
+    return found
+
+
+def test_finds_better_settings_and_tells_every_try(predictions: list[Prediction]) -> None:
+    start = DecodeSettings(foreground=0.6, core=0.5, views=4)
+    settings, min_size, trials = tune_decode(predictions, start, 15)
+    assert (trials[0].settings, trials[0].min_size) == (start, 15)
+    best = max(trials, key=lambda trial: trial.objective)
+    assert best.objective > trials[0].objective + 0.1
+    assert (settings, min_size) == (best.settings, best.min_size)
+    assert settings.foreground < 0.6
+    assert settings.core < 0.5
+    assert settings.views == 4
+    assert len({(trial.settings, trial.min_size) for trial in trials}) == len(trials)
+
+
+def test_objective_is_the_mean_of_both_measures_over_tiles(predictions: list[Prediction]) -> None:
+    settings, min_size, trials = tune_decode(predictions, DecodeSettings(), 10)
+    chosen = next(trial for trial in trials if (trial.settings, trial.min_size) == (settings, min_size))
+    scores = []
+    for maps, truth, ignore in predictions:
+        found = tune.decode(maps, (96, 96), settings, min_size)
+        scores.append((aji(truth, found, ignore), panoptic_quality(truth, found, ignore).pq))
+    np.testing.assert_allclose((chosen.aji, chosen.pq), np.mean(scores, axis=0))
+    assert chosen.objective == pytest.approx(np.mean(scores))
+
+
+def test_equal_predictions_give_equal_settings(predictions: list[Prediction]) -> None:
+    assert tune_decode(predictions, DecodeSettings(), 10) == tune_decode(predictions, DecodeSettings(), 10)
+
+
+def test_ties_keep_what_is_set() -> None:
+    empty = (np.zeros((5, 8, 8), np.float32), np.zeros((16, 16), np.int32), np.zeros((16, 16), bool))
+    start = DecodeSettings(smooth=3.2, core=0.33)
+    settings, min_size, trials = tune_decode([empty], start, 17)
+    assert (settings, min_size) == (start, 17)
+    assert {trial.objective for trial in trials} == {1.0}
+
+
+def test_every_value_of_the_grids_is_a_valid_setting() -> None:
+    for field, grid in tune._GRIDS.items():
+        for value in grid:
+            if field != "min_size":
+                assert getattr(DecodeSettings.model_validate({field: value}), field) == value
+
+
+def test_refuses_no_tiles() -> None:
+    with pytest.raises(NucloraError, match="no tiles"):
+        tune_decode([], DecodeSettings(), 10)

@@ -1,0 +1,129 @@
+"""Tuning on inner validation, from the trained fold to the card that predictions go by."""
+
+from __future__ import annotations
+
+import csv
+
+import numpy as np
+import pytest
+
+from nuclora.data import open_tiles
+from nuclora.data.folds import inner_split, make_folds
+from nuclora.errors import NucloraError
+from nuclora.inference.predictor import Predictor, load_model
+from nuclora.inference.standalone import find_source
+from nuclora.models.adapter import read_card, read_recipe, save_half, shipped_adapter, tuned_settings
+from nuclora.recipe import Recipe
+from nuclora.training.crossval import cross_validate
+from nuclora.training.tuning import is_tuned, tune_fold
+
+
+@pytest.fixture(scope="module")
+def recipe(tiny_recipe: Recipe) -> Recipe:
+    fields = tiny_recipe.model_dump()
+    fields["augment"] |= {"crop": 32}
+    fields["dense"] = {"window": 64, "channels": 8, "fine_channels": 8}
+    fields["train"] |= {"validate_on": "inner", "epochs": 6, "learning_rate": 5e-3}
+    fields["evaluate"] = {"protocols": ("automatic",), "decode": {"views": 2}, "tune": True}
+    return Recipe.model_validate(fields)
+
+
+@pytest.fixture(scope="module")
+def run(recipe, tiny_data, tiny_sam_folder, tmp_path_factory):
+    tiles = open_tiles(tiny_data)
+    return cross_validate(
+        tiles,
+        recipe,
+        tmp_path_factory.mktemp("tuning") / "run",
+        fold_table=make_folds(tiles, 2, 0),
+        folds=[1],
+        weights=tiny_sam_folder,
+        zero_shot=False,
+    )
+
+
+def test_only_inner_validation_tiles_are_read(run, tiny_data, tiny_sam_folder, monkeypatch):
+    read = []
+    tiles = open_tiles(tiny_data)
+    names = {tile.read().image.tobytes(): tile.name for tile in tiles}
+    original = Predictor.maps
+
+    def maps(self, image, views):
+        read.append(names[image.tobytes()])
+        return original(self, image, views)
+
+    monkeypatch.setattr(Predictor, "maps", maps)
+    tune_fold(run, 1, tiles, load_model(run.adapter_folder(1), weights=tiny_sam_folder))
+    assert set(read) == set(inner_split(run.folds, 1, seed=run.recipe.seed)[1])
+    assert not set(read) & set(run.folds.test(1))
+
+
+def test_card_holds_what_was_tuned_and_predictions_go_by_it(run, recipe, tiny_sam_folder):
+    folder = run.adapter_folder(1)
+    assert is_tuned(run, 1)
+    card = read_card(folder)
+    settings = tuned_settings(card, read_recipe(folder, card))
+    assert settings.decode.core == card.thresholds["core"]
+    assert settings.min_size == card.thresholds["min_size"]
+    assert settings.decode.views == 2
+    assert load_model(folder, weights=tiny_sam_folder).settings == settings
+    assert {"tuned_dice", "tuned_aji", "tuned_pq"} <= card.metrics.keys()
+
+
+def test_scores_of_test_nuclei_are_kept_beside_the_labels(run, tiny_data):
+    evaluation = run.fine_tuned(1, "automatic")
+    for row in evaluation.rows:
+        nuclei = evaluation.nuclei(row["tile"])
+        assert len(nuclei) == row["nuclei_predicted"]
+        labels = evaluation.labels(row["tile"])
+        for nucleus in nuclei:
+            assert nucleus["area"] == np.count_nonzero(labels == nucleus["label"])
+            assert 0 <= nucleus["score"] <= 1
+            assert 0 <= nucleus["iou"] <= 1
+
+
+def test_run_is_evaluated_with_each_folds_own_thresholds(run, tiny_data):
+    card = run.adapter_folder(1) / "nuclora.json"
+    source = find_source(str(card.parent), open_tiles(tiny_data))
+    assert source.settings[0].decode.core == read_card(card.parent).thresholds["core"]
+
+
+def test_recipe_that_validates_on_the_test_fold_cannot_be_tuned(run, tiny_data, tiny_sam_folder):
+    class Leaking:
+        recipe = run.recipe.model_copy(update={"train": run.recipe.train.model_copy(update={"validate_on": "test"})})
+        folder = run.folder
+
+    with pytest.raises(NucloraError, match="would leak"):
+        tune_fold(Leaking(), 1, open_tiles(tiny_data), load_model(run.adapter_folder(1), weights=tiny_sam_folder))
+
+
+def test_half_precision_copy_is_half_as_large_and_finds_the_same(run, tiny_data, tiny_sam_folder, tmp_path):
+    folder, half = run.adapter_folder(1), tmp_path / "half"
+    save_half(folder, half)
+    sizes = [sum(file.stat().st_size for file in f.glob("*.safetensors")) for f in (folder, half)]
+    assert sizes[1] < 0.6 * sizes[0]
+    image = next(iter(open_tiles(tiny_data))).read().image
+    full, copied = (load_model(f, weights=tiny_sam_folder).maps(image, 1).values for f in (folder, half))
+    np.testing.assert_allclose(copied, full, atol=0.05 * np.abs(full).max())
+    with pytest.raises(NucloraError, match="exists already"):
+        save_half(folder, half)
+
+
+def test_damaged_nuclei_file_is_named(run):
+    evaluation = run.fine_tuned(1, "automatic")
+    tile = evaluation.rows[0]["tile"]
+    path = evaluation.folder / "nuclei" / f"{tile}.csv"
+    before = path.read_text()
+    try:
+        path.write_text("label,score\n1,abc\n")
+        with pytest.raises(NucloraError, match="damaged"):
+            evaluation.nuclei(tile)
+    finally:
+        path.write_text(before)
+    assert list(csv.reader(before.splitlines()))[:1] in ([], [["label", "area", "score", "iou"]])
+
+
+def test_package_without_an_adapter_says_so(monkeypatch):
+    monkeypatch.setattr("nuclora.models.adapter.SHIPPED", "none-such")
+    with pytest.raises(NucloraError, match="has no adapter"):
+        shipped_adapter()
