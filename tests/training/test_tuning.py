@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
+from nuclora.cli.main import app
 from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split, make_folds
 from nuclora.errors import NucloraError
@@ -86,6 +89,23 @@ def test_run_is_evaluated_with_each_folds_own_thresholds(run, tiny_data):
     card = run.adapter_folder(1) / "nuclora.json"
     source = find_source(str(card.parent), open_tiles(tiny_data))
     assert source.settings[0].decode.core == read_card(card.parent).thresholds["core"]
+
+
+def test_command_tunes_what_is_trained_and_leaves_alone_what_is_evaluated(run, tiny_sam_folder, tmp_path):
+    arguments = ["tune", str(run.folder), "--weights", str(tiny_sam_folder)]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code != 0
+    assert "fold 1 is evaluated already" in str(result.exception)
+    evaluated = run.fine_tuned(1, "automatic").folder
+    evaluated.rename(tmp_path / "away")
+    try:
+        result = CliRunner().invoke(app, [*arguments, "--json"])
+        assert result.exit_code == 0
+        assert json.loads(result.stdout) == {"1": read_card(run.adapter_folder(1)).thresholds}
+        assert "core" in CliRunner().invoke(app, [*arguments, "--folds", "1"]).stdout
+        assert "fold 2 is not trained" in str(CliRunner().invoke(app, [*arguments, "--folds", "2"]).exception)
+    finally:
+        (tmp_path / "away").rename(evaluated)
 
 
 def test_recipe_that_validates_on_the_test_fold_cannot_be_tuned(run, tiny_data, tiny_sam_folder):

@@ -15,7 +15,22 @@ from typing import Annotated
 
 import typer
 
-from nuclora.cli import ablate, cv, data, demo, doctor, evaluate, export, folds, params, predict, report, train, weights
+from nuclora.cli import (
+    ablate,
+    cv,
+    data,
+    demo,
+    doctor,
+    evaluate,
+    export,
+    folds,
+    params,
+    predict,
+    report,
+    train,
+    tune,
+    weights,
+)
 from nuclora.errors import NucloraError
 from nuclora.training.interrupt import Stopped
 
@@ -39,6 +54,7 @@ app.command()(params.params)
 app.command()(train.train)
 app.command()(cv.cv)
 app.command()(ablate.ablate)
+app.command()(tune.tune)
 app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.command()(predict.predict)

@@ -139,7 +139,7 @@ class _Work:
         )
 
     def tune(self, fold: int, interrupt: Interrupt) -> None:
-        """Choose a fold's thresholds on its inner validation tiles, where the recipe asks for it and they are not there."""
+        """Choose a fold's thresholds on its inner validation tiles, if the recipe asks for it and it has none yet."""
         if not self.run.recipe.evaluate.tune or is_tuned(self.run, fold):
             return
 

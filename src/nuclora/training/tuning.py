@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
-from nuclora.data.folds import inner_split
+from nuclora.data import open_tiles
+from nuclora.data.folds import ALL_TILES, inner_split
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.decode import decode
-from nuclora.inference.predictor import Maps, Predictor
+from nuclora.inference.predictor import Maps, Predictor, load_model
 from nuclora.inference.scores import agreement, calibrate, true_ious
 from nuclora.inference.tune import Trial, tune_decode
 from nuclora.metrics import OverlapTable
@@ -88,6 +90,53 @@ def tune_fold(
         ),
     )
     return trials
+
+
+def tune_run(
+    run: Run,
+    folds: Sequence[int] | None = None,
+    weights: Path | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
+) -> dict[int, dict[str, float]]:
+    """Tune folds of a run that are trained.
+
+    Args:
+        run: The run.
+        folds: Which; by default all that are trained.
+        weights: The base's weights; by default they are looked for.
+        progress: Called with the fold, the tiles predicted and all of them.
+
+    Returns:
+        The thresholds of each fold.
+
+    Raises:
+        NucloraError: A fold is not trained, or it is evaluated already: with other thresholds its test tiles would be
+            read twice.
+    """
+    trained = [fold for fold in (ALL_TILES, *run.folds.folds) if run.adapter_folder(fold).is_dir()]
+    chosen = trained if folds is None else list(folds)
+    for fold in chosen:
+        if fold not in trained:
+            raise NucloraError(f"fold {fold} is not trained", path=run.folder, mend="train it with `nuclora cv`")
+        done = run.fine_tuned(fold, "automatic")
+        if done.rows:
+            raise NucloraError(
+                f"fold {fold} is evaluated already, with the thresholds that it has",
+                path=done.folder,
+                mend="move this folder away if it is to be evaluated with others",
+            )
+    if not chosen:
+        raise NucloraError("no fold is trained", path=run.folder, mend="train it with `nuclora cv`")
+    tiles = open_tiles(Path(run.info["data"]["root"]), run.info["data"]["format"])
+    run.folds.check_against(tiles)
+    tuned = {}
+    for fold in chosen:
+        with run.locked(fold):
+            predictor = load_model(run.adapter_folder(fold), weights=weights, precision=run.recipe.train.precision)
+            told = None if progress is None else partial(progress, fold)
+            tune_fold(run, fold, tiles, predictor, told)
+        tuned[fold] = read_card(run.adapter_folder(fold)).thresholds
+    return tuned
 
 
 def is_tuned(run: Run, fold: int) -> bool:
