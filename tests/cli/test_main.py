@@ -41,7 +41,7 @@ def test_all_commands_of_the_design_are_there():
     names = {" ".join(command) for command in _commands()}
     assert names >= {
         "doctor", "demo", "weights list", "weights fetch", "data fetch", "data check", "data synth", "folds", "params",
-        "train", "cv", "evaluate", "report",
+        "train", "cv", "ablate", "tune", "evaluate", "report", "predict", "export",
     }  # fmt: skip
 
 

@@ -16,12 +16,13 @@ from nuclora.inference.evaluate import Progress, evaluate_tiles
 from nuclora.inference.predictor import Precision, load_model
 from nuclora.inference.protocols import DESCRIPTIONS
 from nuclora.metrics import summarise
-from nuclora.models.adapter import CARD, WEIGHTS, read_card, read_recipe, tuned_settings
+from nuclora.models.adapter import CARD, DENSE_WEIGHTS, WEIGHTS, read_card, read_recipe, tuned_settings
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import find_weights, sha256_of
 from nuclora.recipe import EvaluateSettings
 from nuclora.run import Evaluation, Run, environment
 
+_FILES = {"adapter": WEIGHTS, "dense_decoder": DENSE_WEIGHTS}
 NO_FOLD = 0
 """Fold of tiles that were not dealt into folds."""
 
@@ -150,7 +151,8 @@ def evaluate_source(
 def _identity(model: str | Path, weights: Path | None) -> dict[str, str]:
     if isinstance(model, Path):
         card = read_card(model)
-        return {"base": card.base, "base_sha256": card.base_sha256, "adapter_sha256": sha256_of(model / WEIGHTS)}
+        hashes = {f"{kind}_sha256": sha256_of(model / file) for kind, file in _FILES.items() if (model / file).exists()}
+        return {"base": card.base, "base_sha256": card.base_sha256, **hashes}
     return {"base": model, "base_sha256": sha256_of(find_weights(model, weights))}
 
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-STRIDE = 2
-"""Pixels of the image along each side of a cell of the maps."""
+from nuclora.data.targets import STRIDE
 
 PredictWindow = Callable[[NDArray[np.uint8]], NDArray[np.float32]]
 Progress = Callable[[int, int], None]

@@ -75,8 +75,8 @@ def tune_fold(
         scores.append(agreement(labels, maps.values[0], maps.disagreement)[table.pred_ids - 1])
         ious.append(true_ious(table))
     thresholds = settings.model_dump(exclude={"views"}) | {MIN_SIZE: float(min_size)}
-    best = max(trials, key=lambda trial: trial.objective)
-    tuned = {f"tuned_{name}": getattr(best, name) for name in ("dice", "aji", "pq")}
+    chosen_trial = next(trial for trial in trials if (trial.settings, trial.min_size) == (settings, min_size))
+    tuned = {f"tuned_{name}": getattr(chosen_trial, name) for name in ("dice", "aji", "pq")}
     folder: Path = run.adapter_folder(fold)
     card = read_card(folder)
     write_card(
