@@ -1,6 +1,7 @@
-"""Gather the numbers of a run, and of evaluations beside it, into the form of study.json.
+"""Gather the numbers of a run, and of evaluations beside it, into one file; see study.json.
 
 python docs/results/collect.py RUN [EVALUATION ...] > docs/results/study.json
+python docs/results/collect.py RUN [EVALUATION ...] > docs/results/nuinsseg.json
 """
 
 from __future__ import annotations
@@ -8,6 +9,9 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+
+from nuclora.report.reliability import calibration
+from nuclora.run import Evaluation
 
 KEYS = (
     "recipe",
@@ -36,17 +40,26 @@ def from_run(folder: Path) -> list[dict]:
         {key: session[key] for key in ("started", "commit", "command")}
         for session in json.loads((folder / "run.json").read_text())["sessions"]
     ]
+    summary = json.loads((folder / "summary.json").read_text())
     return [
         {
             **{key: entry[key] for key in KEYS},
+            **of_the_dense_decoder(entry, summary),
             "folds": [scores(row) for row in entry["folds"]],
             "mean": scores(entry["mean"]),
             "command": entry["command"],
             "commit": entry["commit"],
             "sessions": sessions,
         }
-        for entry in json.loads((folder / "summary.json").read_text())["results"]
+        for entry in summary["results"]
     ]
+
+
+def of_the_dense_decoder(entry: dict, summary: dict) -> dict:
+    """What only nuclei with scores have: how far to trust these, and the thresholds that found the nuclei."""
+    if "calibration" not in entry:
+        return {}
+    return {"calibration": entry["calibration"], "thresholds": summary["thresholds"]}
 
 
 def from_evaluation(folder: Path, run_entry: dict) -> list[dict]:
@@ -59,9 +72,10 @@ def from_evaluation(folder: Path, run_entry: dict) -> list[dict]:
             "stage": "fine-tuned" if tuned else "zero-shot",
             "epochs": run_entry["epochs"] if tuned else 0,
             "protocol": protocol,
-            "settings": summary["settings"],
+            "settings": said_once(summary["settings"]),
             "tiles": entry["tiles"],
             "interval": entry["interval"],
+            **trust(Evaluation(folder / protocol)),
             "folds": [scores(row) for row in entry["folds"]],
             "mean": scores(entry["mean"]),
             "command": summary["session"]["command"],
@@ -69,6 +83,17 @@ def from_evaluation(folder: Path, run_entry: dict) -> list[dict]:
         }
         for protocol, entry in summary["protocols"].items()
     ]
+
+
+def said_once(settings: dict) -> dict:
+    """The settings of the folds, by fold only where they differ; older evaluations had one for all."""
+    first, *others = settings.values()
+    return first if isinstance(first, dict) and all(other == first for other in others) else settings
+
+
+def trust(evaluation: Evaluation) -> dict:
+    found = calibration((evaluation, row) for row in evaluation.rows)
+    return {"calibration": found} if found else {}
 
 
 if __name__ == "__main__":

@@ -29,6 +29,13 @@ def partial_run(tiles: TileSet, tmp_path_factory: pytest.TempPathFactory) -> Run
 
 
 @pytest.fixture(scope="session")
+def dense_run(tiles: TileSet, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A finished run of three folds with a dense decoder: scored nuclei, tuned thresholds."""
+    folder = tmp_path_factory.mktemp("runs") / "dense"
+    return fake_run(folder, tiles, k=3, trained=(1, 2, 3), recipe="nuclora", protocols=("automatic", "oracle-box"))
+
+
+@pytest.fixture(scope="session")
 def page(run: Run) -> str:
     """The page of the finished run."""
     return write_report(run).read_text("utf-8")

@@ -97,7 +97,7 @@ def test_very_many_folds_draw() -> None:
     }  # fmt: skip
     curves = {metric: {fold: [(10, 0.5), (20, 0.5 + fold / 100)] for fold in folds} for metric in ("dice", "aji", "pq")}
     assert render(figures.final_by_fold([entry]), "svg").lstrip().startswith(b"<?xml")
-    drawn = figures.validation_curves(curves)
+    drawn = figures.validation_curves(curves, "validation, automatic")
     assert [text.get_text() for text in drawn.axes[0].texts] == ["fold 1", "fold 31"]
 
 

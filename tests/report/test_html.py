@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.report.html import write_report
+from nuclora.report.plates import plates
 from nuclora.report.summary import summarise_run
 from nuclora.run import Run
 
@@ -34,7 +35,7 @@ class Page(HTMLParser):
         self.tags: list[str] = []
         self.rows: list[list[str]] = []
         self.words: list[str] = []
-        self._skip = False
+        self._skip = self._in_cell = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
@@ -45,16 +46,19 @@ class Page(HTMLParser):
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
+            self._in_cell = True
 
     def handle_endtag(self, tag: str) -> None:
         self._skip = False
+        if tag in ("td", "th"):
+            self._in_cell = False
 
     def handle_data(self, data: str) -> None:
         if self._skip:
             assert not re.search(r"@import|url\(", data)
             return
         self.words.append(data)
-        if self.rows and self.rows[-1]:
+        if self._in_cell:
             self.rows[-1][-1] += data
 
     @property
@@ -139,6 +143,37 @@ def test_inner_validation_is_told_apart(tiles: TileSet, tmp_path: Path) -> None:
     text = Page(write_report(run).read_text("utf-8")).text
     assert "inner validation tiles" in text
     assert "validates on the test tiles" not in text
+
+
+def test_a_dense_run_tells_of_its_scores_and_thresholds(dense_run: Run, tmp_path: Path) -> None:
+    page = write_report(dense_run, tmp_path / "out").read_text("utf-8")
+    parsed = Page(page)
+    names = {path.stem for path in (tmp_path / "out" / "figures").glob("*.svg")}
+    assert names == CHARTS | OF_TILES | {"score-reliability"} | {f"fold-{fold}-automatic" for fold in (1, 2, 3)}
+    assert "#scores" in parsed.references
+    assert 'id="scores"' in page
+    summary = summarise_run(dense_run)
+    (trust,) = [entry["calibration"] for entry in summary["results"] if "calibration" in entry]
+    assert f"Here score and IoU are {trust['error']:.3f} apart on average" in parsed.text
+    rows = [[" ".join(cell.split()) for cell in row] for row in parsed.rows]
+    for cut in trust["cuts"][::2]:
+        shares = [f"{100 * cut[key]:.1f} %" for key in ("kept", "precision", "recall")]
+        assert [f"{cut['score']:.1f}", f"{cut['nuclei']:,}", *shares, f"{cut['f1']:.3f}"] in rows
+    start = rows.index(["Fold", "foreground", "smooth", "valley", "core", "min_size"])
+    assert rows[start + 1 : start + 4] == [
+        [f"{n}", f"{0.5 + n / 100:g}", "3.5", "0.75", "0.4", "30"] for n in (1, 2, 3)
+    ]
+    assert "tuned on the same tiles" in parsed.text
+    assert any(row[0] == "Dense decoder" and row[2] == "yes" for row in rows)
+    assert any(row[0] == "All: base, LoRA and dense decoder" for row in rows)
+
+
+def test_training_curves_name_their_protocol(dense_run: Run, page: str) -> None:
+    (plate,) = [one for one in plates(dense_run, summarise_run(dense_run), None) if one.name == "validation-by-step"]
+    assert "16 inner validation tiles with the protocol automatic" in plate.caption
+    assert plate.draw().axes[0].get_ylabel() == "validation, automatic"
+    assert "16 of the fold's test tiles with the protocol oracle-box" in Page(page).text
+    assert "How sure it is of a nucleus" not in page
 
 
 def test_a_partial_run_says_so(partial_run: Run, tmp_path: Path) -> None:

@@ -3,11 +3,14 @@ from __future__ import annotations
 import io
 import json
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
+from report_fakes import fake_run
 from rich.console import Console
 
+from nuclora.data.tiles import TileSet
 from nuclora.metrics.aggregate import summarise
 from nuclora.report import published
 from nuclora.report.summary import main_protocol, print_table, summarise_run, write_summary
@@ -33,6 +36,31 @@ def test_entries_have_the_form_of_the_results_file(run: Run) -> None:
     assert [fold["fold"] for fold in entry["folds"]] == [1, 2, 3]
     assert entry_of(summary, "zero-shot", "automatic")["epochs"] == 0
     assert (summary["tiles"], summary["folds"]) == (12, [1, 2, 3])
+
+
+def test_scores_and_thresholds_stand_where_there_are_any(run: Run, dense_run: Run) -> None:
+    summary = summarise_run(dense_run)
+    with_scores = [(e["stage"], e["protocol"]) for e in summary["results"] if "calibration" in e]
+    assert with_scores == [("fine-tuned", "automatic")]
+    assert {"error", "nuclei", "bins"} <= set(entry_of(summary, "fine-tuned", "automatic")["calibration"])
+    assert [row["fold"] for row in summary["thresholds"]] == [1, 2, 3]
+    assert summary["thresholds"][1] == {
+        "fold": 2, "foreground": 0.52, "smooth": 3.5, "valley": 0.75, "core": 0.4, "min_size": 30.0,
+    }  # fmt: skip
+    assert json.loads(json.dumps(summary)) == summary
+    plain = summarise_run(run)
+    assert plain["thresholds"] == []
+    assert not any("calibration" in entry for entry in plain["results"])
+
+
+def test_input_size_is_the_bases_own_where_the_recipe_says_none(tiles: TileSet, tmp_path: Path) -> None:
+    overrides = {"protocols": ["automatic"], "k": 2, "settings": ["input.size=null"]}
+    named = fake_run(tmp_path / "named", tiles, base="lite_medsam", trained=(), **overrides)
+    assert [entry["input_size"] for entry in summarise_run(named)["results"]] == [256]
+    untrained = fake_run(tmp_path / "untrained", tiles, base="custom", trained=(), **overrides)
+    assert [entry["input_size"] for entry in summarise_run(untrained)["results"]] == [None]
+    trained = fake_run(tmp_path / "trained", tiles, base="custom", trained=(2,), **overrides)
+    assert [entry["input_size"] for entry in summarise_run(trained)["results"]] == [640, 640]
 
 
 def test_numbers_are_those_of_the_rows(run: Run) -> None:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from nuclora.report.colours import BLUE, ERROR_STYLES, INK, METRIC_COLOURS, MUTED, ORANGE, SKY_BLUE
+from nuclora.report.colours import (
+    BLUE,
+    BLUISH_GREEN,
+    ERROR_STYLES,
+    INK,
+    METRIC_COLOURS,
+    MUTED,
+    ORANGE,
+    SKY_BLUE,
+    VERMILION,
+)
 from nuclora.report.published import METRICS
 from nuclora.report.style import new_figure, styled
 
@@ -121,6 +132,43 @@ def wilson(successes: int, trials: int) -> tuple[float, float, float]:
     reach = z / scale * math.sqrt(share * (1 - share) / trials + z**2 / (4 * trials**2))
     # Rounding must not put a bound on the wrong side of the share.
     return share, min(share, max(0.0, centre - reach)), max(share, min(1.0, centre + reach))
+
+
+@styled
+def score_reliability(bins: Sequence[Mapping[str, Any]], cuts: Sequence[Mapping[str, float]]) -> Figure:
+    """Mean IoU of nuclei against their score, and beside it what is left where low scores are dropped.
+
+    Args:
+        bins: See :func:`nuclora.report.reliability.bins_of`.
+        cuts: See :func:`nuclora.report.reliability.cuts_of`.
+    """
+    figure = new_figure(3.7)
+    left, right = figure.subplots(1, 2, width_ratios=[1, 1.25])
+    scores, ious = (np.array([part[key] for part in bins]) for key in ("score", "iou"))
+    low, high = np.array([part["quartiles"] for part in bins]).T
+    left.plot((0, 1), (0, 1), color=MUTED, linewidth=0.9, linestyle=(0, (5, 2)))
+    counts = [part["nuclei"] for part in bins]
+    each = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
+    left.plot(scores, ious, color=BLUE, marker="s", markersize=5, label=f"mean of {each} nuclei")
+    left.vlines(scores, low, high, color=SKY_BLUE, linewidth=5, alpha=0.45, zorder=1, label="the middle half of them")
+    left.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="score of the nucleus", ylabel="IoU with the truth")
+    left.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
+    lines = (
+        ("precision", "precision: right of those kept", BLUE, "solid", "s"),
+        ("recall", "recall: true nuclei found", BLUISH_GREEN, (0, (5, 1.5)), "^"),
+        ("kept", "predictions kept", VERMILION, (0, (1.2, 1.2)), "o"),
+    )
+    for key, label, colour, dashes, marker in lines:
+        right.plot(
+            [cut["score"] for cut in cuts], [cut[key] for cut in cuts], color=colour, linestyle=dashes, marker=marker,
+            markevery=2, label=label,
+        )  # fmt: skip
+    right.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="keep nuclei with a score of at least")
+    right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")
+    right.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, borderaxespad=0.2)
+    for axes in (left, right):
+        axes.grid(True, axis="x")
+    return figure
 
 
 @styled

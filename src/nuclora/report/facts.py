@@ -20,9 +20,11 @@ Rows = list[dict[str, Any]]
 PART_NAMES: Final = {
     "base": "Base as published",
     "adapter": "LoRA",
+    "dense_decoder": "Dense decoder",
     "mask_decoder": "Mask decoder (of the base)",
     "prompt_encoder": "Prompt encoder (of the base)",
     "neck": "Neck of the image encoder (of the base)",
+    "vision_encoder": "Image encoder (of the base)",
 }
 
 
@@ -124,7 +126,12 @@ def organs(summary: Mapping[str, Any]) -> Rows:
     return sorted(rows, key=lambda row: -row["aji"])
 
 
-def validation_note(run: Run) -> str:
+def trust(summary: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The `calibration` of the entry that has one; it can only be `automatic` and fine-tuned."""
+    return next((entry["calibration"] for entry in summary["results"] if "calibration" in entry), None)
+
+
+def validation_note(run: Run, summary: Mapping[str, Any]) -> str:
     """Whether the test tiles had a part in choosing anything."""
     settings = run.recipe.train
     if settings.validate_on == "test":
@@ -134,9 +141,10 @@ def validation_note(run: Run) -> str:
             "curves would be choosing on the test tiles."
         )
     chosen = "the checkpoint with the best PQ on them" if settings.select == "best" else "the last epoch"
+    tuned = " The thresholds of decoding were tuned on the same tiles." if summary["thresholds"] else ""
     return (
         "Validation during training is on inner validation tiles, an eighth of the fold's training tiles that is not "
-        f"trained on. The final figures are those of {chosen}; the test tiles were read once, at the end."
+        f"trained on.{tuned} The final figures are those of {chosen}; the test tiles were read once, at the end."
     )
 
 

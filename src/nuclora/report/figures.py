@@ -60,14 +60,17 @@ def final_by_fold(results: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 @styled
-def validation_curves(curves: Mapping[str, Points]) -> Figure:
+def validation_curves(curves: Mapping[str, Points], protocol: str) -> Figure:
     """Dice, AJI and PQ against the training step, one line a fold.
 
     Args:
         curves: For each measure and fold, pairs of step and value.
+        protocol: What was validated, as the axis says it.
     """
     figure = new_figure(3.1)
-    for axes, metric in zip(figure.subplots(1, len(METRICS)), METRICS, strict=True):
+    grid = figure.subplots(1, len(METRICS))
+    grid[0].set_ylabel(protocol)
+    for axes, metric in zip(grid, METRICS, strict=True):
         ends = {}
         for index, (fold, points) in enumerate(sorted(curves[metric].items())):
             style = line_style(index)

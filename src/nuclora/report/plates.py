@@ -17,6 +17,7 @@ from nuclora.data.tiles import TileSet
 from nuclora.files import write_atomic
 from nuclora.report import breakdowns, figures, overlays
 from nuclora.report.analysis import NucleusAnalysis, analyse_nuclei, pick_examples
+from nuclora.report.facts import trust
 from nuclora.report.published import METRICS, NUINSSEG_TILES, PUBLISHED, PublishedResult
 from nuclora.report.style import render
 from nuclora.report.summary import ERROR_KINDS, Entry, is_partial, main_protocol
@@ -77,6 +78,8 @@ def plates(run: Run, summary: Mapping[str, Any], tiles: TileSet | None) -> Itera
     main = next((entry for entry in tuned if entry["protocol"] == main_protocol(summary)), None)
     if main is not None:
         yield from _tile_plates(run, summary, main, tiles)
+    if (calibration := trust(summary)) is not None:
+        yield _score_plate(calibration)
     if summary["results"]:
         yield _error_plate(summary["results"])
 
@@ -161,14 +164,16 @@ def _training_plates(run: Run) -> Iterator[Plate]:
         for metric in METRICS
     }
     if curves["dice"]:
-        tiles = "the fold's test tiles" if run.recipe.train.validate_on == "test" else "inner validation tiles"
-        protocol = next(record["protocol"] for of_fold in validations.values() for record in of_fold)
+        first = next(record for of_fold in validations.values() for record in of_fold)
+        tiles = "of the fold's test tiles" if run.recipe.train.validate_on == "test" else "inner validation tiles"
+        protocol = first["protocol"]
         yield Plate(
             "training",
             "validation-by-step",
             "Dice, AJI and PQ during training",
-            f"Validation on {tiles} with the protocol {protocol}, a line a fold. The axes do not start at 0.",
-            lambda: figures.validation_curves(curves),
+            f"Validation on {first['tiles']} {tiles} with the protocol {protocol}, a line a fold. The axes do not "
+            "start at 0.",
+            lambda: figures.validation_curves(curves, f"validation, {protocol}"),
         )
     if any(losses.values()):
         known = {fold: points for fold, points in losses.items() if points}
@@ -245,6 +250,18 @@ def _nucleus_plates(analysis: NucleusAnalysis, protocol: str) -> Iterator[Plate]
             "of the nuclei, with 95 % intervals. Below: how many there are of each size.",
             lambda: breakdowns.recall_against_size(analysis.areas, analysis.found),
         )
+
+
+def _score_plate(calibration: Mapping[str, Any]) -> Plate:
+    return Plate(
+        "scores",
+        "score-reliability",
+        "What a nucleus's score is worth",
+        f"{calibration['nuclei']:,} nuclei of {calibration['tiles']} test tiles, protocol automatic. Left: IoU with "
+        "the true nucleus that each fits best, by score; on the dashed diagonal the score can be taken at its word. "
+        "Right: what is left where nuclei under a score are dropped; those with an IoU over 0.5 are right.",
+        lambda: breakdowns.score_reliability(calibration["bins"], calibration["cuts"]),
+    )
 
 
 def _error_plate(results: Sequence[Entry]) -> Plate:

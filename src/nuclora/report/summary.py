@@ -11,6 +11,7 @@ from nuclora.files import write_atomic
 from nuclora.metrics.aggregate import paired_difference, summarise
 from nuclora.models.bases import BASES
 from nuclora.report.published import METRICS, NUINSSEG_TILES, PUBLISHED
+from nuclora.report.reliability import calibration
 from nuclora.run import FINE_TUNED, STAGES, ZERO_SHOT, Row, Run
 
 if TYPE_CHECKING:
@@ -29,14 +30,16 @@ def summarise_run(run: Run) -> dict[str, Any]:
         run: The run, whole or in the middle of its work.
 
     Returns:
-        `tiles` and `folds` of the fold table, and `results`: an entry for each stage and protocol with evaluated
-        tiles, in the form of ``docs/results/study.json``. An entry has what made it (`recipe`, `base`, `stage`,
-        `protocol`, `seed`, `epochs`, `input_size`, `command`, `commit`); `tiles` of `of_tiles` evaluated; `folds`,
+        `tiles` and `folds` of the fold table; `thresholds` of :func:`tuned_thresholds`; and `results`: an entry for
+        each stage and protocol with evaluated tiles, in the form of ``docs/results/study.json``. An entry has what
+        made it (`recipe`, `base`, `stage`, `protocol`, `seed`, `epochs`, `input_size` (none of a custom base that
+        nobody has trained yet), `command`, `commit`); `tiles` of `of_tiles` evaluated; `folds`,
         `mean`, `pooled`, `interval` and `groups` of :func:`nuclora.metrics.aggregate.summarise`, each fold with its
         own `of_tiles`; `deviation`, the standard deviation of the folds' means (none of a single fold); and `errors`,
         the numbers of nuclei, of predictions and of each kind of error; `gain`, for each measure the difference of
         fine-tuned from zero-shot over the tiles that both have, with the ends of its 95 % interval (empty for
-        zero-shot).
+        zero-shot); and only where nuclei have scores, `calibration` of
+        :func:`nuclora.report.reliability.calibration`.
 
     Raises:
         NucloraError: A score is missing or not a number.
@@ -50,7 +53,12 @@ def summarise_run(run: Run) -> dict[str, Any]:
         for (stage, protocol), evaluated in rows.items()
         if evaluated
     ]
-    return {"tiles": len(table.rows), "folds": list(table.folds), "results": results}
+    return {
+        "tiles": len(table.rows),
+        "folds": list(table.folds),
+        "thresholds": tuned_thresholds(run),
+        "results": results,
+    }
 
 
 def write_summary(run: Run) -> dict[str, Any]:
@@ -60,11 +68,40 @@ def write_summary(run: Run) -> dict[str, Any]:
     return summary
 
 
+def tuned_thresholds(run: Run) -> list[dict[str, float]]:
+    """The thresholds on the cards of a run's adapters: for each tuned fold `fold`, `min_size` and fields of decoding.
+
+    Raises:
+        NucloraError: A card is damaged.
+    """
+    if run.recipe.dense is None:
+        return []
+    from nuclora.models.adapter import read_card
+
+    cards = {fold: read_card(run.adapter_folder(fold)) for fold in _trained(run)}
+    return [{"fold": fold, **card.thresholds} for fold, card in cards.items() if card.thresholds]
+
+
+def _trained(run: Run) -> list[int]:
+    return [fold for fold in run.folds.folds if run.adapter_folder(fold).exists()]
+
+
+def _input_size(run: Run) -> int | None:
+    """Side of the network's input; of a custom base its adapters alone know it, none where there are none yet."""
+    size, base = run.recipe.input.size, run.recipe.base
+    if size is not None or base != "custom":
+        return size or BASES[base].input_size
+    from nuclora.models.adapter import read_card
+
+    return next((read_card(run.adapter_folder(fold)).input_size for fold in _trained(run)), None)
+
+
 def _entry(run: Run, stage: str, protocol: str, rows: Sequence[Row], before: Sequence[Row]) -> Entry:
     summary = summarise(rows).to_dict()
     table = run.folds
     folds = [{**fold, "of_tiles": len(table.test(fold["fold"]))} for fold in summary["folds"]]
     session: Mapping[str, Any] = run.info["sessions"][-1] if run.info["sessions"] else {}
+    trust = calibration((run.evaluation_of(stage, protocol, row["fold"]), row) for row in rows)
     return {
         "recipe": run.recipe.name,
         "base": run.recipe.base,
@@ -72,7 +109,7 @@ def _entry(run: Run, stage: str, protocol: str, rows: Sequence[Row], before: Seq
         "protocol": protocol,
         "seed": run.recipe.seed,
         "epochs": 0 if stage == ZERO_SHOT else run.recipe.train.epochs,
-        "input_size": run.recipe.input.size or BASES[run.recipe.base].input_size,
+        "input_size": _input_size(run),
         "tiles": len(rows),
         "of_tiles": len(table.rows),
         **summary,
@@ -87,6 +124,7 @@ def _entry(run: Run, stage: str, protocol: str, rows: Sequence[Row], before: Seq
             **{kind: int(sum(row[kind] for row in rows)) for kind in ERROR_KINDS},
         },
         "gain": _gain(rows, before) if stage == FINE_TUNED else {},
+        **({"calibration": trust} if trust else {}),
         "command": session.get("command"),
         "commit": session.get("commit"),
     }

@@ -1,0 +1,108 @@
+"""Whether a nucleus's score is the IoU to be expected of it, and what is left where low scores are dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuclora.run import Evaluation, Row
+
+Floats = NDArray[np.float64]
+
+_BINS = 10
+_CUTS = tuple(round(0.05 * step, 2) for step in range(20))
+_RIGHT = 0.5
+"""A prediction is right over this IoU: no other can be then, so it is a match of PQ."""
+
+
+def calibration(evaluated: Iterable[tuple[Evaluation, Row]]) -> dict[str, Any]:
+    """Compare the score of each predicted nucleus with the IoU that it turned out to have.
+
+    Args:
+        evaluated: The scored tiles, each with the evaluation that it is from. Tiles whose nuclei have no scores are
+            passed over.
+
+    Returns:
+        Nothing where no nucleus has a score; or else `nuclei` and `tiles`, their numbers; `error`, the expected
+        calibration error: the mean over bins, weighted by their nuclei, of the distance between mean score and mean
+        IoU; `bins`, see :func:`bins_of`; and `cuts`, see :func:`cuts_of`.
+    """
+    nuclei: list[dict[str, float]] = []
+    tiles = true_nuclei = 0
+    for evaluation, row in evaluated:
+        found = evaluation.nuclei(row["tile"])
+        if len(found) == row["nuclei_predicted"]:
+            nuclei += found
+            tiles += 1
+            true_nuclei += int(row["nuclei_true"])
+    if not nuclei:
+        return {}
+    scores, ious = (np.array([nucleus[key] for nucleus in nuclei]) for key in ("score", "iou"))
+    bins = bins_of(scores, ious)
+    return {
+        "error": sum(part["nuclei"] * abs(part["score"] - part["iou"]) for part in bins) / len(nuclei),
+        "nuclei": len(nuclei),
+        "tiles": tiles,
+        "bins": bins,
+        "cuts": cuts_of(scores, ious, true_nuclei),
+    }
+
+
+def bins_of(scores: Floats, ious: Floats) -> list[dict[str, Any]]:
+    """Ten bins of about equally many nuclei by score; fewer where many nuclei have the same score.
+
+    Args:
+        scores: Of each nucleus, (N,), N > 0.
+        ious: Of each nucleus, (N,).
+
+    Returns:
+        Ascending: the mean `score` and mean `iou` of a bin's `nuclei`, and the `quartiles` of their IoU.
+    """
+    ascending = np.sort(scores)
+    # Equal scores stay in one bin: the order of the tiles must not deal them out.
+    edges = np.unique([part[0] for part in np.array_split(ascending, min(_BINS, len(scores)))])
+    which = np.searchsorted(edges, scores, side="right") - 1
+    return [
+        {
+            "score": float(scores[which == part].mean()),
+            "iou": float(ious[which == part].mean()),
+            "nuclei": int((which == part).sum()),
+            "quartiles": np.quantile(ious[which == part], (0.25, 0.75)).tolist(),
+        }
+        for part in range(len(edges))
+    ]
+
+
+def cuts_of(scores: Floats, ious: Floats, true_nuclei: int) -> list[dict[str, Any]]:
+    """What is left where only nuclei with a score of at least so much are kept.
+
+    Args:
+        scores: Of each nucleus, (N,), N > 0.
+        ious: Of each nucleus, (N,).
+        true_nuclei: How many nuclei there are in truth.
+
+    Returns:
+        For each `score` from 0 up that leaves any: the `nuclei` kept and their share `kept` of all; the `precision`,
+        the share of them with an IoU over .5; the `recall`, how many these are per true nucleus; and `f1`, the
+        harmonic mean of these two.
+    """
+    cuts = []
+    for score in _CUTS:
+        left = ious[scores >= score]
+        if not len(left):
+            break
+        right = int((left > _RIGHT).sum())
+        cuts.append(
+            {
+                "score": score,
+                "nuclei": len(left),
+                "kept": len(left) / len(scores),
+                "precision": right / len(left),
+                "recall": right / max(1, true_nuclei),
+                "f1": 2 * right / (len(left) + true_nuclei),
+            }
+        )
+    return cuts
