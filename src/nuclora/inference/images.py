@@ -21,7 +21,7 @@ from nuclora.io.geojson import write_geojson
 from nuclora.io.labels import write_labels
 from nuclora.io.overlay import write_overlay
 from nuclora.io.tables import measure_nuclei, write_columns
-from nuclora.models.adapter import CARD, CONFIG, AdapterCard, read_card, read_recipe, tuned_settings
+from nuclora.models.adapter import CARD, CONFIG, AdapterCard, read_card, read_recipe, shipped_adapter, tuned_settings
 from nuclora.recipe import EvaluateSettings, change_evaluation
 
 Progress = Callable[[int, int], None]
@@ -84,12 +84,8 @@ def predict_files(
     if unknown := [name for name in formats if name not in FORMATS] or ([] if formats else ["(none)"]):
         raise NucloraError(f"no such format: {', '.join(unknown)}", mend=f"choose from {','.join(FORMATS)}")
     images = find_images(inputs, recursive=recursive)
-    if adapter is None:
-        # Only builds that carry an adapter have one to find.
-        from nuclora.models.adapter import shipped_adapter
-
-        adapter = shipped_adapter()
-    model, card = adapter, read_card(adapter)
+    model = adapter or shipped_adapter()
+    card = read_card(model)
     settings = _settings(model, card, views, min_size)
     made_by = {
         "adapter": _identity(model, card),
