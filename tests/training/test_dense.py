@@ -16,6 +16,8 @@ from nuclora.inference.predictor import load_model
 from nuclora.models.adapter import DENSE_WEIGHTS, load_adapter
 from nuclora.models.dense_decoder import OFFSET_UNIT, activate
 from nuclora.recipe import DenseSettings, Recipe
+from nuclora.report.html import write_report
+from nuclora.report.summary import write_summary
 from nuclora.training.average import MovingAverage
 from nuclora.training.crossval import cross_validate
 from nuclora.training.dense_loss import dense_loss
@@ -88,6 +90,18 @@ def test_interrupted_training_ends_as_an_unbroken_one(run, recipe, tiny_data, ti
     for name in (DENSE_WEIGHTS, "adapter_model.safetensors"):
         ours, theirs = (r.adapter_folder(1) / name for r in (resumed, run))
         assert ours.read_bytes() == theirs.read_bytes()
+
+
+def test_base_is_compared_by_prompts_alone(recipe, tiny_data, tiny_sam_folder, run, tmp_path):
+    tiles = open_tiles(tiny_data)
+    short = recipe.model_copy(update={"train": recipe.train.model_copy(update={"epochs": 1})})
+    both = cross_validate(tiles, short, tmp_path / "run", fold_table=run.folds, folds=[2], weights=tiny_sam_folder)
+    assert len(both.rows("zero-shot", "oracle-box")) == len(run.folds.test(2))
+    assert both.rows("zero-shot", "automatic") == []
+    assert len(both.fine_tuned(2, "automatic").rows) == len(run.folds.test(2))
+    results = {(entry["stage"], entry["protocol"]) for entry in write_summary(both)["results"]}
+    assert results == {("zero-shot", "oracle-box"), ("fine-tuned", "oracle-box"), ("fine-tuned", "automatic")}
+    assert write_report(both).is_file()
 
 
 def test_loss_is_least_at_the_truth_and_blind_where_nothing_is_known(tiny_data):

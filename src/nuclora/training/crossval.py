@@ -118,7 +118,15 @@ class _Work:
         self.accelerator.free_memory()
 
     def evaluate_zero_shot(self, base: LoadedBase, folds: Sequence[int], interrupt: Interrupt) -> None:
-        """Evaluate the base with its own normalisation on the test tiles of the folds."""
+        """Evaluate the base with its own normalisation on the test tiles of the folds.
+
+        Where the fine-tuned model has a dense decoder, prompts alone are compared: SAM's grid of points takes minutes a
+        tile on a CPU, and is another method.
+        """
+        settings = self.run.recipe.evaluate
+        if self.run.recipe.dense is not None:
+            prompted = tuple(protocol for protocol in settings.protocols if protocol != "automatic")
+            settings = settings.model_copy(update={"protocols": prompted})
         size, _ = input_frame(self.run.recipe, base)
         predictor = Predictor(
             base.model,
@@ -127,7 +135,7 @@ class _Work:
             device=self.accelerator.device,
             precision=self.run.recipe.train.precision,
             multimask_points=True,
-            settings=self.run.recipe.evaluate,
+            settings=settings,
         )
         self._evaluate(f"zero-shot {base.name}", predictor, folds, self.run.zero_shot, interrupt)
 
