@@ -29,6 +29,7 @@ from nuclora.files import AppendLog, hold, write_atomic
 from nuclora.models.checkpoints import load_base
 from nuclora.recipe import LossSettings, load_recipe
 from nuclora.report.breakdowns import wilson
+from nuclora.training.changes import load_list
 from nuclora.training.samples import nucleus_weights
 
 Cli = Callable[..., tuple[int, str, str]]
@@ -233,6 +234,7 @@ def test_a_file_that_holds_no_weights_is_told(content, told, tmp_path):
         ("adapter.targets=[]", "adapter.targets is empty"),
         ("adapter.alpha=.inf", "adapter.alpha: Input should be a finite number"),
         ("seed=4294967296", "seed: Input should be less than or equal to 4294967295"),
+        ("train.learning_rate=1e300", "train.learning_rate: Input should be less than or equal to 100"),
         ("loss.bce=0", "nothing would teach the masks"),
         ("evaluate.protocols=[automatic, automatic]", "name each protocol once"),
     ],
@@ -255,7 +257,7 @@ def test_weights_that_are_no_longer_numbers_are_not_saved(tiles, settings, tmp_p
     code, _, err = cli("train", tiles, "-o", out, *settings, "--set", "train.batch_size=6")
     assert code == 2
     assert "no longer finite after step 1; lower train.learning_rate" in err.splitlines()[-1]
-    assert sorted(path.name for path in (out / "all-tiles").iterdir()) == ["metrics.jsonl"]
+    assert sorted(path.name for path in (out / "all-tiles").iterdir()) == [".lock", "metrics.jsonl"]
 
 
 def test_a_tile_that_a_loader_process_cannot_read_is_one_line(tiles, settings, tmp_path, cli):
@@ -397,6 +399,17 @@ def test_ids_far_over_the_number_of_pixels_cost_no_memory():
 def test_an_interval_holds_its_share(successes, trials):
     share, low, high = wilson(successes, trials)
     assert low <= share <= high
+
+
+@pytest.mark.parametrize("text", ["name: 2020-99-99", "[" * 5000, "a: [", "!!binary x"])
+def test_what_yaml_cannot_read_is_told(text, tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text(text)
+    for load in (load_recipe, load_list):
+        with pytest.raises(NucloraError, match=r"a\.yaml: not YAML"):
+            load(path)
+    with pytest.raises(NucloraError, match="the value is not YAML"):
+        load_recipe("paper", [f"name={text.removeprefix('name: ').removeprefix('a: ')}"])
 
 
 def test_recipes_hold_finite_numbers_only():

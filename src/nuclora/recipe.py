@@ -17,6 +17,8 @@ from nuclora.errors import NucloraError
 
 Settings = TypeVar("Settings", bound=BaseModel)
 Protocol = Literal["oracle-box", "oracle-point", "automatic"]
+NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
+"""What PyYAML raises: 2020-99-99 is a ValueError to it, and a thousand brackets are a RecursionError."""
 
 
 class _Strict(BaseModel):
@@ -120,7 +122,7 @@ class DenseSettings(_Strict):
     )
     channels: int = Field(64, ge=8, multiple_of=8, description="channels of the decoder's coarse levels")
     fine_channels: int = Field(32, ge=8, multiple_of=8, description="channels at half the tile's resolution")
-    learning_rate: float = Field(2e-3, gt=0)
+    learning_rate: float = Field(2e-3, gt=0, le=100)
     weight_decay: float = Field(0.01, ge=0)
     foreground: float = Field(1.0, gt=0, description="weight of the loss of inside against outside")
     contact: float = Field(1.0, ge=0, description="weight of the loss of where two nuclei meet")
@@ -136,7 +138,7 @@ class TrainSettings(_Strict):
     epochs: int = Field(5, ge=1)
     batch_size: int = Field(4, ge=1, description="tiles a step, over all processes")
     accumulation: int = Field(1, ge=1, description="parts a batch is worked off in on each process")
-    learning_rate: float = Field(1e-4, gt=0)
+    learning_rate: float = Field(1e-4, gt=0, le=100)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rates rise from 0")
@@ -280,7 +282,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
             ) from error
     try:
         fields = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise NucloraError(f"not YAML ({' '.join(str(error).split())})", path=source) from error
     if not isinstance(fields, dict):
         raise NucloraError("not a recipe: the file holds no mapping", path=source)
@@ -337,7 +339,7 @@ def _set_field(fields: dict[str, Any], override: str) -> None:
         raise NucloraError(f"--set {override}: not of the form field=value", mend="write e.g. --set train.epochs=10")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
+    except NOT_YAML as error:
         raise NucloraError(f"--set {override}: the value is not YAML") from error
     if isinstance(value, str):
         # YAML 1.1 reads 5e-4 as a string; people write learning rates so.

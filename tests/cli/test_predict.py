@@ -252,5 +252,5 @@ def test_an_adapter_end_to_end(
     table = (tmp_path / "out" / f"{image.stem}.csv").read_text().splitlines()
     assert len(table) == len(expected.scores) + 1
     # Without -a it is the adapter that nuclora carries, wherever that is.
-    monkeypatch.setattr("nuclora.models.adapter.shipped_adapter", lambda: tmp_path / "adapter", raising=False)
+    monkeypatch.setattr("nuclora.inference.images.shipped_adapter", lambda: tmp_path / "adapter")
     assert "kept" in cli(*given)[1]

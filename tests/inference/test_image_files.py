@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -61,6 +62,14 @@ def test_inputs_that_mean_no_image_are_named(folder: Path, given: str, told: str
     with pytest.raises(NucloraError, match=told.replace("(", r"\(")) as error:
         names(folder / "a.JPG", folder / given)
     assert Path(str(error.value.path)) == folder / given
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
+def test_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
+    os.mkfifo(folder / "pipe.png")
+    with pytest.raises(NucloraError, match=r"pipe\.png: neither a file nor a folder"):
+        names(folder / "pipe.png")
+    assert "pipe" not in names(folder)
 
 
 def test_an_empty_folder_is_named_and_one_with_folders_gets_a_hint(folder: Path) -> None:

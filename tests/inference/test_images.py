@@ -253,10 +253,20 @@ def test_a_torn_line_of_the_notes_is_not_a_line(prediction: Prediction) -> None:
 
 def test_damaged_notes_are_named(prediction: Prediction) -> None:
     prediction()
-    for garbage in ('{"name": 1}', "[]", "3", "not JSON"):
+    mistyped = '{"name": "a", "path": 3, "sha256": "", "made_by": {}, "formats": [], "row": null}'
+    for garbage in ('{"name": 1}', "[]", "3", "not JSON", mistyped):
         AppendLog(prediction.out / "predict.jsonl").rewrite([garbage])
         with pytest.raises(NucloraError, match=r"predict\.jsonl: damaged"):
             OutputFolder(prediction.out)
+
+
+def test_an_image_that_the_model_fails_on_is_named(prediction: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    def nuclei(image: np.ndarray, settings: EvaluateSettings) -> Nuclei:
+        raise NucloraError("the maps have values that are not finite")
+
+    monkeypatch.setattr(prediction.predictor, "nuclei", nuclei)
+    with pytest.raises(NucloraError, match=r"im 0\.png: the maps have values"):
+        prediction()
 
 
 def test_an_image_without_nuclei(prediction: Prediction) -> None:

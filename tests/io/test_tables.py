@@ -90,3 +90,8 @@ def test_rows_are_written_with_four_decimals_and_names_with_commas_kept(tmp_path
     with (tmp_path / "a.csv").open(encoding="utf-8", newline="") as file:
         rows = list(csv.reader(file))
     assert rows == [["name", "value", "none"], ["a, b\u00e9", "0.3333", ""], ["c", "2", ""]]
+
+
+def test_a_name_that_is_not_utf_8_is_written_out(tmp_path: Path) -> None:
+    write_rows(tmp_path / "a.csv", ["image"], [["bad\udcff.png"], ["\u00e9.png"]])
+    assert (tmp_path / "a.csv").read_text("utf-8").splitlines() == ["image", r"bad\udcff.png", "\u00e9.png"]

@@ -44,7 +44,7 @@ def _card(folder: Path) -> AdapterCard:
         input_size=64,
         normalise="unit",
         recipe={"name": "test", "base": "custom"},
-        thresholds={"mask": 0.0},
+        thresholds={"core": 0.3},
         metrics={"dice": 0.5},
     )
 
@@ -187,16 +187,42 @@ def test_weights_that_do_not_fit(adapter: Path, tiny_sam_folder: Path) -> None:
         load_adapter(adapter, tiny_sam_folder)
 
 
-def test_layers_that_the_base_lacks(adapter: Path, tiny_sam_folder: Path) -> None:
+@pytest.mark.parametrize("pattern", [r"decoder\.nothing", "(("])
+def test_layers_that_the_base_lacks(adapter: Path, tiny_sam_folder: Path, pattern: str) -> None:
     path = adapter / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "target_modules": r"decoder\.nothing"}))
+    path.write_text(json.dumps({**json.loads(path.read_text()), "target_modules": pattern}))
     with pytest.raises(NucloraError, match="does not fit custom"):
         load_adapter(adapter, tiny_sam_folder)
 
 
-@pytest.mark.parametrize("change", [{"base_sha256": "0"}, {"input_size": 0}, {"normalise": "best"}, {"colour": "blue"}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"base_sha256": "0"},
+        {"input_size": 0},
+        {"normalise": "best"},
+        {"colour": "blue"},
+        {"microns_per_pixel": float("inf")},
+        {"thresholds": {"foreground": 1.5}},
+        {"thresholds": {"foreground": float("nan")}},
+        {"thresholds": {"mask": 0.0}},
+        {"thresholds": {"min_size": -1}},
+        {"thresholds": {"min_size": 2.5}},
+        {"calibration": [(0.5, 0.6), (0.1, 0.7)]},
+        {"calibration": [(0.1, 0.6), (0.5, 0.2)]},
+        {"calibration": [(0.1, float("nan"))]},
+        {"calibration": [(0.1, 2.0)]},
+    ],
+)
 def test_faulty_card(adapter: Path, tiny_sam_folder: Path, change: dict[str, object]) -> None:
     path = adapter / "nuclora.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
-    with pytest.raises(NucloraError, match=f"nuclora.json: not a valid card: {next(iter(change))}"):
+    with pytest.raises(NucloraError, match=f"nuclora.json: not a valid card: {next(iter(change))}: (?!Value error)"):
+        load_adapter(adapter, tiny_sam_folder)
+
+
+def test_an_input_that_the_base_cannot_take(adapter: Path, tiny_sam_folder: Path) -> None:
+    path = adapter / "nuclora.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "input_size": 50}))
+    with pytest.raises(NucloraError, match=r"nuclora\.json: input_size: input of 50 x 50 pixels"):
         load_adapter(adapter, tiny_sam_folder)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -17,8 +18,9 @@ from nuclora.inference.predictor import Predictor, load_model
 from nuclora.inference.standalone import find_source
 from nuclora.models.adapter import read_card, read_recipe, save_half, shipped_adapter, tuned_settings
 from nuclora.recipe import Recipe
+from nuclora.run import Run
 from nuclora.training.crossval import cross_validate
-from nuclora.training.tuning import is_tuned, tune_fold
+from nuclora.training.tuning import is_tuned, tune_fold, tune_run
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +110,30 @@ def test_command_tunes_what_is_trained_and_leaves_alone_what_is_evaluated(run, t
         (tmp_path / "away").rename(evaluated)
 
 
+def test_fold_that_is_evaluated_while_another_is_tuned_is_left_alone(run, tiny_sam_folder, tmp_path, monkeypatch):
+    evaluated = run.fine_tuned(1, "automatic").folder
+    card = read_card(run.adapter_folder(1))
+    locked = type(run).locked
+
+    def late(self, fold):
+        (tmp_path / "away").rename(evaluated)
+        return locked(self, fold)
+
+    monkeypatch.setattr(type(run), "locked", late)
+    evaluated.rename(tmp_path / "away")
+    with pytest.raises(NucloraError, match="evaluated already"):
+        tune_run(run, weights=tiny_sam_folder)
+    assert read_card(run.adapter_folder(1)) == card
+
+
+def test_tiles_that_have_gone_are_named(run, tmp_path, tiny_sam_folder):
+    moved = Run(shutil.copytree(run.folder, tmp_path / "run"))
+    shutil.rmtree(moved.fine_tuned(1, "automatic").folder)
+    moved.info["data"]["root"] = str(tmp_path / "none")
+    with pytest.raises(NucloraError, match="none: the run's tiles are no longer there; put them back"):
+        tune_run(moved, weights=tiny_sam_folder)
+
+
 def test_recipe_that_validates_on_the_test_fold_cannot_be_tuned(run, tiny_data, tiny_sam_folder):
     class Leaking:
         recipe = run.recipe.model_copy(update={"train": run.recipe.train.model_copy(update={"validate_on": "test"})})
@@ -127,6 +153,14 @@ def test_half_precision_copy_is_half_as_large_and_finds_the_same(run, tiny_data,
     np.testing.assert_allclose(copied, full, atol=0.05 * np.abs(full).max())
     with pytest.raises(NucloraError, match="exists already"):
         save_half(folder, half)
+
+
+def test_adapter_without_its_dense_decoder_is_not_exported(run, tmp_path):
+    folder = shutil.copytree(run.adapter_folder(1), tmp_path / "adapter")
+    (folder / "dense_decoder.safetensors").unlink()
+    with pytest.raises(NucloraError, match=r"dense_decoder\.safetensors: missing from the adapter"):
+        save_half(folder, tmp_path / "half")
+    assert not (tmp_path / "half").exists()
 
 
 def test_damaged_nuclei_file_is_named(run):

@@ -63,6 +63,9 @@ def _expand(given: str, recursive: bool) -> list[ImageFile]:
     if path.is_dir():
         return _of_folder(path, recursive)
     if path.exists():
+        if not path.is_file():
+            # Reading a pipe would wait for a writer for ever.
+            raise NucloraError("neither a file nor a folder", path=path, mend="name an image file")
         if path.suffix.lower() not in SUFFIXES:
             raise NucloraError(f"not an image by its suffix '{path.suffix}'", path=path, mend=f"convert it to {_KINDS}")
         return [ImageFile(path.stem, path)]

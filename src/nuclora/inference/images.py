@@ -156,7 +156,10 @@ def predict_images(
             else:
                 predictor = predictor or load()
                 started = time.monotonic()
-                nuclei = predictor.nuclei(pixels, settings)
+                try:
+                    nuclei = predictor.nuclei(pixels, settings)
+                except NucloraError as error:
+                    raise NucloraError(error.reason, path=image.path, mend=error.mend) from error
                 wanted = folder.begin(image, hashes[image.name], made_by, formats)
                 for output in wanted:
                     write_output(folder.path(image.name, output), output, pixels, nuclei, microns_per_pixel)

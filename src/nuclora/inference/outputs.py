@@ -31,6 +31,7 @@ FORMATS: Final[Mapping[str, str]] = {
 
 SUMMARY = "summary"
 _LOG = "predict.jsonl"
+_KINDS: Final = {"name": str, "path": str, "sha256": str, "made_by": dict, "formats": list}
 _MEND = "name another folder with -o, or replace them with --overwrite"
 
 
@@ -113,7 +114,10 @@ class OutputFolder:
             for line in self._log.lines():
                 fields = json.loads(line)
                 row = Row(**fields.pop("row")) if fields["row"] else None
-                self.records[fields["name"]] = Record(**(fields | {"row": row}))
+                record = Record(**(fields | {"row": row}))
+                if not all(isinstance(getattr(record, name), kind) for name, kind in _KINDS.items()):
+                    raise TypeError(f"a field of another type than {_KINDS}")
+                self.records[record.name] = record
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise NucloraError("damaged", path=self._log.path, mend="name another folder with -o") from error
 

@@ -97,7 +97,8 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]])
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
     writer.writerows([round(cell, _DIGITS) if isinstance(cell, float) else cell for cell in row] for row in rows)
-    write_atomic(path, text.getvalue())
+    # Of a file's name that is not UTF-8 the stray bytes are written out, as in \\udcff.
+    write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
 
 
 def _mean_haematoxylin(image: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
+import re
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -25,7 +26,7 @@ from nuclora.models.checkpoints import LoadedBase, load_base, require_finite
 from nuclora.models.lora import fold_adapters
 from nuclora.models.preprocess import Normalise
 from nuclora.models.sam import NucleiSam
-from nuclora.recipe import DenseSettings, EvaluateSettings, Recipe, parse_recipe
+from nuclora.recipe import DecodeSettings, DenseSettings, EvaluateSettings, Recipe, parse_recipe
 
 CARD = "nuclora.json"
 CONFIG = "adapter_config.json"
@@ -40,7 +41,7 @@ _MEND = "copy the adapter again; of a run, delete it and `nuclora cv` trains it 
 class AdapterCard(BaseModel):
     """What an adapter was trained on and how it is to be used; nuclora.json."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     base: str = Field(description="name of the base")
     base_sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="hash of the base's weights")
@@ -52,6 +53,27 @@ class AdapterCard(BaseModel):
     recipe: dict[str, Any]
     metrics: dict[str, Any] = {}
     nuclora: str = Field(default_factory=lambda: version("nuclora"), description="version that wrote it")
+
+    @field_validator("thresholds")
+    @classmethod
+    def _thresholds_can_be_used(cls, thresholds: dict[str, float]) -> dict[str, float]:
+        smallest = thresholds.get(MIN_SIZE, 0.0)
+        if smallest < 0 or smallest % 1:
+            raise ValueError(f"{MIN_SIZE} is {smallest}, not a number of pixels")
+        try:
+            DecodeSettings.model_validate({name: value for name, value in thresholds.items() if name != MIN_SIZE})
+        except ValidationError as error:
+            first = error.errors()[0]
+            raise ValueError(f"{first['loc'][0]}: {first['msg']}") from error
+        return thresholds
+
+    @field_validator("calibration")
+    @classmethod
+    def _calibration_rises(cls, points: list[tuple[float, float]]) -> list[tuple[float, float]]:
+        for values in zip(*points, strict=True):
+            if list(values) != sorted(values) or not 0 <= values[0] <= values[-1] <= 1:
+                raise ValueError("scores and IoUs must rise from 0 to 1")
+        return points
 
 
 @dataclass(frozen=True)
@@ -148,11 +170,15 @@ def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:
             path=folder,
             mend="give the weights that it was trained on with --weights",
         )
+    try:
+        base.model.check_input(card.input_size, card.input_size)
+    except NucloraError as error:
+        raise NucloraError(f"input_size: {error.reason}", path=folder / CARD, mend=_MEND) from error
     # PEFT draws first weights from the global generator; they are replaced at once.
     with torch.random.fork_rng(devices=[]):
         try:
             model = PeftModel(base.model, fold_adapters(config))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, re.error) as error:
             reason = " ".join(str(error).split())[:160]
             raise NucloraError(f"does not fit {card.base} ({reason})", path=folder / CONFIG, mend=_MEND) from error
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -197,7 +223,7 @@ def save_half(folder: Path, out: Path) -> None:
         NucloraError: The adapter is damaged, `out` exists or cannot be written, or a weight is too large.
     """
     card = read_card(folder)
-    names = [WEIGHTS, *([DENSE_WEIGHTS] if (folder / DENSE_WEIGHTS).exists() else [])]
+    names = [WEIGHTS, *([DENSE_WEIGHTS] if read_recipe(folder, card).dense is not None else [])]
     halves = {}
     for name in names:
         halves[name] = {
@@ -240,7 +266,8 @@ def read_card(folder: Path) -> AdapterCard:
     except ValidationError as error:
         first = error.errors()[0]
         where = "".join(f"{part}: " for part in first["loc"])
-        raise NucloraError(f"not a valid card: {where}{first['msg']}", path=path, mend=_MEND) from error
+        told = first["msg"].removeprefix("Value error, ")
+        raise NucloraError(f"not a valid card: {where}{told}", path=path, mend=_MEND) from error
 
 
 def read_recipe(folder: Path, card: AdapterCard) -> Recipe:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.data.images import read_labels, read_mask
 from nuclora.data.tiles import TileSet
 from nuclora.metrics.errors import classify_errors, per_nucleus
 from nuclora.report.overlays import Example
@@ -54,8 +53,7 @@ def analyse_nuclei(run: Run, tiles: TileSet, protocol: str, rows: Sequence[Row])
     for row in rows:
         tile = tiles[row["tile"]]
         # Not the whole tile: decoding the images would be half of the work.
-        truth = read_labels(tile.labels)
-        ignore = None if tile.ignore is None else read_mask(tile.ignore)
+        truth, ignore = tile.read_truth()
         nuclei = per_nucleus(truth, run.fine_tuned(row["fold"], protocol).labels(tile.name), ignore)
         scored = truth.size if ignore is None else max(1, np.count_nonzero(~ignore))
         densities.append(row["nuclei_true"] * _REFERENCE_AREA / scored)

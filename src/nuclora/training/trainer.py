@@ -37,7 +37,7 @@ from nuclora.training.samples import ErrorsAsItems, TrainingSample, TrainingSamp
 from nuclora.training.seeds import derive_seed
 from nuclora.training.step import TileLoss
 
-_NOT_FINITE = "lower train.learning_rate, or set train.precision=no, under another -o"
+_NOT_FINITE = "lower train.learning_rate or dense.learning_rate, or set train.precision=no, under another -o"
 
 
 def input_frame(recipe: Recipe, base: LoadedBase) -> tuple[int, Normalise]:

@@ -118,25 +118,34 @@ def tune_run(
     for fold in chosen:
         if fold not in trained:
             raise NucloraError(f"fold {fold} is not trained", path=run.folder, mend="train it with `nuclora cv`")
-        done = run.fine_tuned(fold, "automatic")
-        if done.rows:
-            raise NucloraError(
-                f"fold {fold} is evaluated already, with the thresholds that it has",
-                path=done.folder,
-                mend="move this folder away if it is to be evaluated with others",
-            )
+        _require_unevaluated(run, fold)
     if not chosen:
         raise NucloraError("no fold is trained", path=run.folder, mend="train it with `nuclora cv`")
-    tiles = open_tiles(Path(run.info["data"]["root"]), run.info["data"]["format"])
+    root = Path(run.info["data"]["root"])
+    if not root.is_dir():
+        raise NucloraError("the run's tiles are no longer there", path=root, mend="put them back")
+    tiles = open_tiles(root, run.info["data"]["format"])
     run.folds.check_against(tiles)
     tuned = {}
     for fold in chosen:
         with run.locked(fold):
+            # A `nuclora cv` may have come to it while this process tuned the folds before.
+            _require_unevaluated(run, fold)
             predictor = load_model(run.adapter_folder(fold), weights=weights, precision=run.recipe.train.precision)
             told = None if progress is None else partial(progress, fold)
             tune_fold(run, fold, tiles, predictor, told)
         tuned[fold] = read_card(run.adapter_folder(fold)).thresholds
     return tuned
+
+
+def _require_unevaluated(run: Run, fold: int) -> None:
+    done = run.fine_tuned(fold, "automatic")
+    if done.rows:
+        raise NucloraError(
+            f"fold {fold} is evaluated already, with the thresholds that it has",
+            path=done.folder,
+            mend="move this folder away if it is to be evaluated with others",
+        )
 
 
 def is_tuned(run: Run, fold: int) -> bool:
