@@ -203,7 +203,7 @@ def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
         "bool.npy": "a binary mask",
         "bit.png": "a binary mask",
         "line.npy": r"an array of shape \(4,\)",
-        "object.npy": "cannot be read",
+        "object.npy": "a pickle of Python objects",
         "short.npy": "cannot be read",
     }
     for name, reason in reasons.items():

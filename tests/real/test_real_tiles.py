@@ -12,6 +12,7 @@ import torch
 
 from nuclora.data import TileSet, open_tiles
 from nuclora.data.check import check_data
+from nuclora.data.convert import convert_data
 from nuclora.data.folds import ALL_TILES, make_folds
 from nuclora.inference.predictor import load_model
 from nuclora.metrics import score
@@ -117,3 +118,14 @@ def test_three_steps_of_fine_tuning_lower_the_loss(real_tiles: TileSet, mobile_s
     assert [r["step"] for r in run.training_records(ALL_TILES) if r["kind"] == "step"] == [1, 2, 3]
     after = _loss(load_adapter(run.adapter_folder(ALL_TILES), mobile_sam).model, real_tiles, recipe)
     assert after < 0.9 * before
+
+
+@pytest.mark.parametrize("to", ["folder", "nuinsseg"])
+def test_converted_tiles_are_the_same(real_tiles: TileSet, to, tmp_path: Path):
+    convert_data(real_tiles, tmp_path / "new", to)
+    again = open_tiles(tmp_path / "new")
+    assert (again.names, again.groups) == (real_tiles.names, real_tiles.groups)
+    for tile in real_tiles:
+        old, new = tile.read(), again[tile.name].read()
+        for part in ("image", "labels", "ignore"):
+            np.testing.assert_array_equal(getattr(new, part), getattr(old, part))

@@ -19,7 +19,10 @@ def cv(
     set_fields: SetFields = None,
     folds: Annotated[str | None, typer.Option(help="Only these folds, as in 4,5.", show_default="all")] = None,
     k: Annotated[int, typer.Option("-k", min=2, help="Number of folds.")] = 5,
-    by: Annotated[Literal["tile", "organ"], typer.Option(help="Deal out single tiles, or whole organs.")] = "tile",
+    by: Annotated[
+        Literal["tile", "organ", "published"],
+        typer.Option(help="Deal out single tiles, or whole organs, or take the folds that the data set comes with."),
+    ] = "tile",
     fold_table: Annotated[
         Path | None, typer.Option("--fold-table", help="CSV of `nuclora folds` in place of -k and --by.")
     ] = None,

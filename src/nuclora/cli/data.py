@@ -1,4 +1,4 @@
-"""``nuclora data``: fetch, check and synthesise labelled data sets."""
+"""``nuclora data``: fetch, check, convert and synthesise labelled data sets."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from nuclora.data.check import CheckReport, GroupStatistics
 
-app = typer.Typer(help="Fetch, check and synthesise labelled data sets.", no_args_is_help=True)
+app = typer.Typer(help="Fetch, check, convert and synthesise labelled data sets.", no_args_is_help=True)
 
 BAD_INPUT = 2
 
@@ -65,6 +65,35 @@ def check(
         _print_report(report, max_faults)
     if any(fault.spoils for fault in report.faults):
         raise typer.Exit(BAD_INPUT)
+
+
+@app.command()
+def convert(
+    data: Data,
+    dest: Annotated[Path, typer.Argument(help="New folder for the data set.", show_default=False)],
+    to: Annotated[
+        Literal["nuinsseg", "folder"], typer.Option(help="NuInsSeg's layout, or images/ with labels/.")
+    ] = "folder",
+    data_format: DataFormat = None,
+) -> None:
+    """Write labelled tiles of any format in one of ours; run it again to go on after a break."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from nuclora.data import open_tiles
+    from nuclora.data.convert import convert_data
+    from nuclora.data.tiles import counted
+
+    tiles = open_tiles(data, data_format)
+    columns = (TextColumn("converting tiles"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = _stderr()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=len(tiles))
+        written = convert_data(tiles, dest, to, lambda done, total: bar.update(task, completed=done, total=total))
+    kept = f" ({len(tiles) - written:,} were there already)" if written < len(tiles) else ""
+    typer.echo(f"{counted(len(tiles), 'tile')} of {tiles.format} in {dest}{kept}")
+    if scales := sorted({tile.microns_per_pixel for tile in tiles if tile.microns_per_pixel is not None}):
+        named = ", ".join(f"{scale:g}" for scale in scales)
+        typer.echo(f"microns per pixel: {named}; the new layout has no place for it, so note it down")
 
 
 @app.command()

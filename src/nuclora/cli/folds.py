@@ -19,8 +19,11 @@ def folds(
     k: Annotated[int, typer.Option("-k", help="Number of folds.")] = 5,
     seed: Annotated[int, typer.Option(help="Seed of the shuffle: 42 is the study's, 19 the data set's.")] = 42,
     by: Annotated[
-        Literal["tile", "organ"],
-        typer.Option(help="Deal out tiles at random, or whole organs (leave-organ-out; the seed has no effect)."),
+        Literal["tile", "organ", "published"],
+        typer.Option(
+            help="Deal out tiles at random, or whole organs (leave-organ-out; the seed has no effect), or take the"
+            " folds that the data set comes with (PanNuke, Lizard)."
+        ),
     ] = "tile",
     out: Annotated[Path, typer.Option("--out", "-o", help="CSV file to write.")] = Path("folds.csv"),
     data_format: DataFormat = None,

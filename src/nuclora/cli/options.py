@@ -10,7 +10,12 @@ import typer
 Data = Annotated[Path, typer.Argument(help="Folder of labelled tiles.", show_default=False)]
 DataFormat = Annotated[
     str | None,
-    typer.Option("--format", help="Layout of the tiles: nuinsseg or folder.", show_default="found by looking"),
+    typer.Option(
+        "--format",
+        help="Layout of the tiles: nuinsseg, folder, monuseg, pannuke, matlab, coco, qupath, cellpose, stardist or"
+        " dsb2018.",
+        show_default="found by looking",
+    ),
 ]
 RecipeName = Annotated[str, typer.Option("--recipe", "-r", help="Name of a shipped recipe, or a YAML file.")]
 BaseName = Annotated[str | None, typer.Option("--base", help="Base network in place of the recipe's.")]

@@ -6,8 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from nuclora.data import folder, nuinsseg
-from nuclora.data.tiles import Listing, Sample, Tile, TileSet, name_faults
+from nuclora.data import (
+    cellpose,
+    coco,
+    dsb2018,
+    folder,
+    matlab,
+    monuseg,
+    nuinsseg,
+    pannuke,
+    qupath,
+    stardist,
+)
+from nuclora.data.tiles import Listing, Sample, Tile, TileSet, doubled_faults, name_faults
 from nuclora.errors import NucloraError
 
 __all__ = ["FORMATS", "Format", "Listing", "Sample", "Tile", "TileSet", "list_tiles", "open_tiles"]
@@ -29,8 +40,12 @@ class Format:
 
 
 FORMATS: dict[str, Format] = {
-    module.NAME: Format(module.looks_like, module.list_tiles, module.LAYOUT) for module in (nuinsseg, folder)
+    module.NAME: Format(module.looks_like, module.list_tiles, module.LAYOUT)
+    for module in (nuinsseg, folder, monuseg, pannuke, matlab, coco, qupath, cellpose, stardist, dsb2018)
 }
+# Our own first: where one of them fits, what lies beside it (overlays, exports) is not taken for another data set.
+_OWN = (nuinsseg.NAME, folder.NAME)
+_OTHERS = tuple(name for name in FORMATS if name not in _OWN)
 
 
 def open_tiles(root: str | Path, format: str | None = None) -> TileSet:
@@ -64,19 +79,24 @@ def list_tiles(root: str | Path, format: str | None = None) -> Listing:
         if name not in FORMATS:
             raise NucloraError(f"no data format named {name!r}", mend=f"use one of {', '.join(FORMATS)}")
         listing = FORMATS[name].list_tiles(root)
-        return replace(listing, faults=(*listing.faults, *name_faults(listing.tiles, root)))
+        more = (*name_faults(listing.tiles, root), *doubled_faults(listing.tiles))
+        return replace(listing, faults=(*listing.faults, *more))
     except OSError as error:
         raise NucloraError(f"cannot be listed ({error.strerror})", path=error.filename or root) from error
 
 
 def _look(root: Path) -> str:
-    fitting = [name for name, kind in FORMATS.items() if kind.looks_like(root)]
-    if len(fitting) == 1:
-        return fitting[0]
-    if fitting:
-        raise NucloraError(f"looks like {' and '.join(fitting)}", path=root, mend="choose one with --format")
+    for names in (_OWN, _OTHERS):
+        fitting = [name for name in names if FORMATS[name].looks_like(root)]
+        if len(fitting) == 1:
+            return fitting[0]
+        if fitting:
+            raise NucloraError(f"looks like {' and '.join(fitting)}", path=root, mend="choose one with --format")
+    # What is only begun: its reader says what is missing.
     if (root / nuinsseg.IMAGES).is_dir():
         return nuinsseg.NAME
+    if (root / folder.IMAGES).is_dir() or (root / folder.LABELS).is_dir():
+        return folder.NAME
     layouts = "; ".join(f"{name}: {kind.layout}" for name, kind in FORMATS.items())
     raise NucloraError(
         f"no labelled tiles found; looked for {layouts}", path=root, mend="name the folder that is laid out so"

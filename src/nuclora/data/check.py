@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -82,7 +82,12 @@ class CheckReport:
 
 @dataclass
 class _Findings:
-    """What accumulates over the tiles, by group or by kind of note."""
+    """What accumulates over the tiles, by group or by kind of note.
+
+    Of `shared` files, which hold several tiles, a fault names the tile as well.
+    """
+
+    shared: frozenset[Path] = frozenset()
 
     areas: defaultdict[str, list[NDArray[np.int64]]] = field(default_factory=lambda: defaultdict(list))
     sizes: defaultdict[str, Counter[tuple[int, int]]] = field(default_factory=lambda: defaultdict(Counter))
@@ -91,8 +96,14 @@ class _Findings:
     dominated: list[str] = field(default_factory=list)
     ignoring: list[str] = field(default_factory=list)
     ignored_pixels: int = 0
+    scales: Counter[float] = field(default_factory=Counter)
+    scaled: list[str] = field(default_factory=list)
     split: list[str] = field(default_factory=list)
     split_ids: int = 0
+
+    def told(self, tile: Tile, path: Path, reason: str) -> str:
+        """The reason, with the tile's name where the file's does not tell it."""
+        return f"tile {tile.name}: {reason}" if path in self.shared else reason
 
 
 def check_data(
@@ -113,7 +124,8 @@ def check_data(
     if not tiles and not listing.faults:
         raise NucloraError(f"no tiles in this folder of format {listing.format}", path=listing.root)
     faults = [_fault(error) for error in listing.faults]
-    findings = _Findings()
+    counts = Counter(path for tile in tiles for path in {tile.image, tile.labels})
+    findings = _Findings(shared=frozenset(path for path, count in counts.items() if count > 1))
     for done, tile in enumerate(tiles, start=1):
         try:
             faults += _examine(tile, tile.read(), findings)
@@ -121,7 +133,7 @@ def check_data(
             faults.append(_fault(error))
         if progress is not None:
             progress(done, len(tiles))
-    faults += _duplicates(findings.digests.values())
+    faults += _duplicates(findings)
     groups = sorted(findings.sizes)
     return CheckReport(
         root=str(listing.root),
@@ -139,6 +151,9 @@ def _fault(error: NucloraError) -> Fault:
 
 def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
     height, width = sample.labels.shape
+    if tile.microns_per_pixel is not None:
+        findings.scales[tile.microns_per_pixel] += 1
+        findings.scaled.append(tile.name)
     findings.sizes[tile.group][height, width] += 1
     digest = hashlib.sha256(f"{height}x{width}".encode() + sample.image.tobytes()).hexdigest()
     findings.digests[digest].append(tile)
@@ -151,7 +166,8 @@ def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
     findings.areas[tile.group].append(areas[present])
     if not present.any():
         mend = "label its nuclei, or leave it as it is if the tile has none"
-        return [Fault(str(tile.labels), "all-zero labels: no nucleus", mend, spoils=False)]
+        reason = findings.told(tile, tile.labels, "all-zero labels: no nucleus")
+        return [Fault(str(tile.labels), reason, mend, spoils=False)]
     if has_gaps or not present.all():
         findings.gaps.append(tile.name)
     if areas.max() > labels.size // 2:
@@ -165,7 +181,9 @@ def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
         return [
             Fault(
                 str(tile.labels),
-                f"all {components.max()} nuclei have one id: a binary mask, not a label map",
+                findings.told(
+                    tile, tile.labels, f"all {components.max()} nuclei have one id: a binary mask, not a label map"
+                ),
                 "give each nucleus its own id",
             )
         ]
@@ -197,18 +215,14 @@ def count_components(labels: NDArray[np.integer]) -> NDArray[np.int64]:
     return np.array(counts, dtype=np.int64)
 
 
-def _duplicates(alike: Iterable[list[Tile]]) -> list[Fault]:
+def _duplicates(findings: _Findings) -> list[Fault]:
     faults = []
-    for first, *others in alike:
+    for first, *others in findings.digests.values():
         for tile in others:
             across = "" if tile.group == first.group else f", of another group ({first.group})"
-            faults.append(
-                Fault(
-                    str(tile.image),
-                    f"the same pixels as {first.name}{across}: folds would share it between training and test",
-                    "remove one of the two tiles",
-                )
-            )
+            reason = f"the same pixels as {first.name}{across}: folds would share it between training and test"
+            reason = findings.told(tile, tile.image, reason)
+            faults.append(Fault(str(tile.image), reason, "remove one of the two tiles"))
     return faults
 
 
@@ -229,7 +243,9 @@ def _statistics(name: str, groups: Sequence[str], findings: _Findings) -> GroupS
 
 
 def _notes(findings: _Findings) -> list[Note]:
+    scales = ", ".join(f"{scale:g}" for scale in sorted(findings.scales))
     texts = (
+        (findings.scaled, f"with a known size of a pixel ({scales} microns)"),
         (findings.split, f"with ids of several components ({counted(findings.split_ids, 'id')})"),
         (findings.gaps, "with gaps in the ids"),
         (findings.dominated, "where one id covers over half the tile: is the background 0?"),

@@ -19,8 +19,9 @@ IGNORE = "ignore"
 
 
 def looks_like(root: Path) -> bool:
-    """Whether the folder has the subfolder of images or of labels."""
-    return (root / IMAGES).is_dir() or (root / LABELS).is_dir()
+    """Whether the folder has both subfolders, and a label map of some kind."""
+    found = (root / LABELS).rglob("*") if (root / IMAGES).is_dir() and (root / LABELS).is_dir() else ()
+    return any(path.suffix.lower() in LABEL_SUFFIXES for path in found)
 
 
 def list_tiles(root: Path) -> Listing:

@@ -140,12 +140,15 @@ def _validate(rows: list[FoldRow], path: Path, mend: str) -> None:
         raise NucloraError(f"folds are {folds}, not 1 to k with k at least 2", path=path, mend=mend)
 
 
-def make_folds(tiles: TileSet, k: int = 5, seed: int = 42, by: Literal["tile", "organ"] = "tile") -> FoldTable:
+def make_folds(
+    tiles: TileSet, k: int = 5, seed: int = 42, by: Literal["tile", "organ", "published"] = "tile"
+) -> FoldTable:
     """Deal the tiles into folds.
 
     By tile: scikit-learn's shuffled `KFold` over the sorted tiles, as the study (seed 42) and the data
     set's authors (seed 19) did. By organ: whole organs, the largest first into the lightest fold, so that
     the folds' tile counts are as even as organs allow; nothing is drawn then, and the seed has no effect.
+    Published: the folds of the data set's authors (PanNuke, Lizard); neither k nor the seed has an effect.
 
     Args:
         tiles: The data set.
@@ -154,8 +157,11 @@ def make_folds(tiles: TileSet, k: int = 5, seed: int = 42, by: Literal["tile", "
         by: What a fold is made of.
 
     Raises:
-        NucloraError: Fewer than two folds, more folds than tiles or organs, or a seed out of range.
+        NucloraError: Fewer than two folds, more folds than tiles or organs, a seed out of range, or no published
+            folds, or not all of them.
     """
+    if by == "published":
+        return _published_folds(tiles)
     units = len(tiles) if by == "tile" else len(tiles.groups)
     if not 2 <= k <= units:
         what = counted(units, "tile" if by == "tile" else "organ")
@@ -171,6 +177,17 @@ def make_folds(tiles: TileSet, k: int = 5, seed: int = 42, by: Literal["tile", "
     tests = [test for _, test in KFold(k, shuffle=True, random_state=seed).split(tiles.names)]
     numbers = {int(index): fold for fold, test in enumerate(tests, start=1) for index in test}
     return FoldTable(tuple(FoldRow(tile.name, tile.group, numbers[i]) for i, tile in enumerate(tiles)))
+
+
+def _published_folds(tiles: TileSet) -> FoldTable:
+    rows = [FoldRow(tile.name, tile.group, tile.fold) for tile in tiles if tile.fold is not None]
+    if len(rows) < len(tiles):
+        named = next(tile.name for tile in tiles if tile.fold is None)
+        raise NucloraError(
+            f"no published fold of {named}", path=tiles.root, mend="deal the tiles out by tile or by organ"
+        )
+    _validate(rows, tiles.root, "add the data set's missing folds, or deal the tiles out by tile")
+    return FoldTable(tuple(rows))
 
 
 def _organ_folds(sizes: Mapping[str, int], k: int) -> dict[str, int]:

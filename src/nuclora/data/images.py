@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import tifffile
@@ -21,6 +21,7 @@ LABEL_SUFFIXES = frozenset({".png", ".npy"}) | TIFF_SUFFIXES
 # Pillow's own warning level: over it a file is a slide or a decompression bomb, not a tile.
 MAX_PIXELS = 89_478_485
 
+_T = TypeVar("_T")
 _LABEL_MODES = frozenset({"L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 # What tifffile decodes straight to grey or RGB; palettes, CMYK and the rest go through Pillow.
 _PLAIN_PHOTOMETRICS = frozenset({tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB})
@@ -42,7 +43,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         NucloraError: No such file, damaged, not 8-bit, several pages, or larger than a tile.
     """
-    return _guard(_read_tiff_image if path.suffix.lower() in TIFF_SUFFIXES else _read_pillow_image, path)
+    return guard(_read_tiff_image if path.suffix.lower() in TIFF_SUFFIXES else _read_pillow_image, path)
 
 
 def read_labels(path: Path) -> NDArray[np.int32]:
@@ -57,7 +58,22 @@ def read_labels(path: Path) -> NDArray[np.int32]:
     Raises:
         NucloraError: No such file, damaged, or not a label map: float, RGB, binary, negative ids.
     """
-    ids = _guard(_read_raw, path)
+    return as_labels(guard(_read_raw, path), path)
+
+
+def as_labels(ids: NDArray[Any], path: Path) -> NDArray[np.int32]:
+    """Take the values of a file for a label map.
+
+    Args:
+        ids: The values.
+        path: The file, for errors.
+
+    Returns:
+        The ids, (H, W), 0 background; gaps are left as they are.
+
+    Raises:
+        NucloraError: Not a label map: float, RGB, binary, negative ids.
+    """
     if ids.dtype == np.bool_:
         raise NucloraError("a binary mask, not a label map", path=path, mend=_LABEL_MEND)
     if ids.dtype.kind not in "iu":
@@ -84,7 +100,7 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     Raises:
         NucloraError: No such file, damaged, or not of one plane of pixels.
     """
-    values = _guard(_read_raw, path)
+    values = guard(_read_raw, path)
     if values.ndim == 3 and values.shape[2] in (3, 4):
         values = np.any(values[..., :3] != 0, axis=2)
     if values.ndim != 2:
@@ -92,7 +108,30 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     return values.astype(np.bool_)
 
 
-def _guard(read: Callable[[Path], NDArray[Any]], path: Path) -> NDArray[Any]:
+def image_shape(path: Path) -> tuple[int, int]:
+    """Height and width of an image file, without decoding it.
+
+    Raises:
+        NucloraError: No such file, or damaged.
+    """
+    return guard(_tiff_shape if path.suffix.lower() in TIFF_SUFFIXES else _pillow_shape, path)
+
+
+def open_array(path: Path) -> NDArray[Any]:
+    """Map an NPY file into memory. Nothing is ever unpickled.
+
+    Raises:
+        NucloraError: No such file, damaged, or a pickle of Python objects.
+    """
+    return guard(_map_array, path)
+
+
+def guard(read: Callable[[Path], _T], path: Path) -> _T:
+    """Read a file, with whatever a decoder raises turned into one line.
+
+    Raises:
+        NucloraError: No such file, damaged, or what `read` refuses.
+    """
     try:
         return read(path)
     except (NucloraError, MemoryError):
@@ -141,6 +180,30 @@ def _not_eight_bit(path: Path, what: str) -> NucloraError:
     )
 
 
+def _pillow_shape(path: Path) -> tuple[int, int]:
+    with _open_pillow(path) as image:
+        return image.height, image.width
+
+
+def _tiff_shape(path: Path) -> tuple[int, int]:
+    with tifffile.TiffFile(path) as tiff:
+        page = _only_page(tiff, path)
+        return int(page.imagelength), int(page.imagewidth)
+
+
+def _map_array(path: Path) -> NDArray[Any]:
+    try:
+        return np.lib.format.open_memmap(path, mode="r")
+    except ValueError as error:
+        if "Python objects" not in str(error):
+            raise
+        raise NucloraError(
+            "a pickle of Python objects, which may run any code when it is opened",
+            path=path,
+            mend="save a plain array of numbers with numpy.save",
+        ) from error
+
+
 def _read_tiff_image(path: Path) -> NDArray[Any]:
     with tifffile.TiffFile(path) as tiff:
         page = _only_page(tiff, path)
@@ -162,7 +225,7 @@ def _read_raw(path: Path) -> NDArray[Any]:
     """Stored values of a label map or mask, palette indices included, without any conversion."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
-        values = np.lib.format.open_memmap(path, mode="r")
+        values = _map_array(path)
         _refuse_large(values.shape, path)
         return np.array(values)
     if suffix in TIFF_SUFFIXES:

@@ -1,4 +1,4 @@
-"""Labelled tiles: paths (`Tile`), pixels (`Sample`), and sets of them."""
+"""Labelled tiles: where they are (`Tile`), how they are read (`Source`), their pixels (`Sample`), and sets of them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,16 +34,52 @@ class Sample:
     ignore: NDArray[np.bool_]
 
 
+Truth: TypeAlias = tuple[NDArray[np.int32], NDArray[np.bool_] | None]
+"""Labels and ignore mask of a tile, (H, W) each; None where nothing is ignored."""
+
+
+class Source(Protocol):
+    """How the pixels of a tile are read.
+
+    It travels to the loader's processes with its tile, and there is one for each tile: so it is a frozen dataclass that
+    holds what tells the tile from others in the same file, and no pixels.
+    """
+
+    def image(self, tile: Tile) -> NDArray[np.uint8]:
+        """Read the image, (H, W, 3)."""
+        ...
+
+    def truth(self, tile: Tile) -> Truth:
+        """Read labels and ignore mask, without decoding the image."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """The image, the label map and the ignore mask are a file each, or none."""
+
+    def image(self, tile: Tile) -> NDArray[np.uint8]:
+        """Read the image, (H, W, 3)."""
+        return read_image(tile.image)
+
+    def truth(self, tile: Tile) -> Truth:
+        """Read labels and ignore mask."""
+        return read_labels(tile.labels), None if tile.ignore is None else read_mask(tile.ignore)
+
+
 @dataclass(frozen=True)
 class Tile:
-    """Files of one labelled tile.
+    """Files of one labelled tile, and what is known of it.
 
     Attributes:
         name: Unique in its set, POSIX, without suffix: ``human liver/human_liver_01``.
         group: The organ, or `NO_GROUP`.
-        image: Image file.
-        labels: Label map file.
-        ignore: Mask file, or None where nothing is ignored.
+        image: Image file; several tiles may share one (PanNuke).
+        labels: File or folder of the labels; several tiles may share one (COCO).
+        ignore: Mask file, or None where there is none.
+        source: How the pixels are read.
+        microns_per_pixel: Side of a pixel, where the format or the data set knows it.
+        fold: Fold from 1 that the data set's authors put it in, where they did.
     """
 
     name: str
@@ -50,6 +87,9 @@ class Tile:
     image: Path
     labels: Path
     ignore: Path | None = None
+    source: Source = Files()
+    microns_per_pixel: float | None = None
+    fold: int | None = None
 
     def read(self) -> Sample:
         """Read and validate the pixels.
@@ -57,19 +97,26 @@ class Tile:
         Raises:
             NucloraError: A file is missing, damaged or of the wrong kind, or the shapes differ.
         """
-        image = read_image(self.image)
-        labels = read_labels(self.labels)
-        _require_shape(self.labels, labels.shape, image.shape[:2])
-        if self.ignore is None:
+        image = self.source.image(self)
+        labels, ignore = self.source.truth(self)
+        require_shape(self.labels, labels.shape, image.shape[:2])
+        if ignore is None:
             return Sample(image, labels, np.zeros(labels.shape, dtype=np.bool_))
-        ignore = read_mask(self.ignore)
-        _require_shape(self.ignore, ignore.shape, image.shape[:2])
+        require_shape(self.ignore or self.labels, ignore.shape, image.shape[:2])
         return Sample(image, labels, ignore)
+
+    def read_truth(self) -> Truth:
+        """Read labels and ignore mask alone: decoding the image is often most of the work.
+
+        Raises:
+            NucloraError: A file is missing, damaged or of the wrong kind.
+        """
+        return self.source.truth(self)
 
 
 @dataclass(frozen=True)
 class TileSet:
-    """Tiles of one data set, sorted by the POSIX path of the image relative to the root."""
+    """Tiles of one data set, sorted by the POSIX path of the image relative to the root, then by name."""
 
     root: Path
     format: str
@@ -134,8 +181,8 @@ class Listing:
     faults: tuple[NucloraError, ...]
 
     def sorted_tiles(self) -> tuple[Tile, ...]:
-        """Tiles sorted by the POSIX path of the image relative to the root."""
-        return tuple(sorted(self.tiles, key=lambda tile: tile.image.relative_to(self.root).as_posix()))
+        """Tiles sorted by the POSIX path of the image relative to the root, then by name."""
+        return tuple(sorted(self.tiles, key=lambda tile: (tile.image.relative_to(self.root).as_posix(), tile.name)))
 
     def tile_set(self) -> TileSet:
         """The tiles as a set.
@@ -167,12 +214,31 @@ def name_faults(tiles: Iterable[Tile], root: Path) -> list[NucloraError]:
     ]
 
 
+def doubled_faults(tiles: Iterable[Tile]) -> list[NucloraError]:
+    """One error for each tile whose name an earlier one has."""
+    names: dict[str, Tile] = {}
+    return [
+        NucloraError(
+            f"another tile has the name {tile.name!a}",
+            path=tile.image,
+            mend="rename one of them",
+        )
+        for tile in tiles
+        if names.setdefault(tile.name, tile) is not tile
+    ]
+
+
 def is_junk(path: Path) -> bool:
     """Whether a file or folder is the litter of a file manager (``._x``, ``__MACOSX``, ...)."""
     return path.name.startswith((".", "__MACOSX")) or path.name.lower() in {"thumbs.db", "desktop.ini"}
 
 
-def _require_shape(path: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
+def require_shape(path: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:
+    """Refuse labels or a mask of another size than the image's.
+
+    Raises:
+        NucloraError: The sizes differ.
+    """
     if shape != image_shape:
         raise NucloraError(
             f"{shape[0]}x{shape[1]} pixels (height x width) where its image has {image_shape[0]}x{image_shape[1]}",

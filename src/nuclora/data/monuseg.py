@@ -1,0 +1,122 @@
+"""Reader of MoNuSeg, Kumar and MoNuSAC: images with polygons in Aperio's XML, one nucleus a region.
+
+Published as ``Tissue Images/X.tif`` with ``Annotations/X.xml`` (MoNuSeg 2018 training, Kumar), or both in one folder
+(MoNuSeg test, MoNuSAC). Slides of TCGA at 40x: .25 microns per pixel, unless the file itself says it
+(``MicronsPerPixel``). How polygons become labels: `nuclora.data.polygons`.
+
+References:
+    Kumar et al., A dataset and a technique for generalized nuclear segmentation for computational pathology, IEEE
+    TMI 36 (2017): tiles of 1000x1000 pixels "at 40x". Kumar et al., A multi-organ nucleus segmentation challenge, IEEE
+    TMI 39 (2020). Verma et al., MoNuSAC2020, IEEE TMI 40 (2021).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from nuclora.data.images import IMAGE_SUFFIXES, guard, image_shape
+from nuclora.data.pairs import find_images, group_of, pair, tile_name, walk
+from nuclora.data.polygons import Pixels, fill, mask_of, paint, union
+from nuclora.data.tiles import Files, Listing, Tile, Truth
+from nuclora.errors import NucloraError
+
+NAME = "monuseg"
+LAYOUT = "Tissue Images/X.tif with Annotations/X.xml"
+
+# Of ASAP, whose elements have similar names, is no Region.
+_APERIO = re.compile(rb"<Annotations[\s>]")
+_MICRONS = re.compile(rb"<Annotations\s[^>]*MicronsPerPixel=\"([0-9.]+)\"")
+_HEAD = 4096
+_AT_40X = 0.25
+_AMBIGUOUS = "ambiguous"
+
+
+def looks_like(root: Path) -> bool:
+    """Whether there is an XML file of Aperio's kind."""
+    return any(_is_aperio(path) for path in walk(root, {".xml"}))
+
+
+def list_tiles(root: Path) -> Listing:
+    """Find the images and their XML files, side by side or in folders of their own."""
+    labels = [path for path in walk(root, {".xml"}) if _is_aperio(path)]
+    pairs, faults = pair(find_images(root, IMAGE_SUFFIXES), labels, "XML file")
+    tiles = [
+        Tile(
+            name=tile_name(image, root),
+            group=group_of(image.relative_to(root)),
+            image=image,
+            labels=path,
+            source=AperioPolygons(),
+            microns_per_pixel=_microns_per_pixel(path),
+        )
+        for image, path in pairs
+    ]
+    return Listing(root, NAME, tuple(tiles), tuple(faults))
+
+
+@dataclass(frozen=True)
+class AperioPolygons(Files):
+    """Labels drawn from the regions of an XML file; MoNuSAC's regions of the class "Ambiguous" are ignored."""
+
+    def truth(self, tile: Tile) -> Truth:
+        """Draw the regions; ids count the regions of nuclei in the file's order."""
+        shape = image_shape(tile.image)
+        root = guard(_parse, tile.labels)
+        nuclei: list[Pixels] = []
+        unknown: list[Pixels] = []
+        holes: list[Pixels] = []
+        for layer in root.iter("Annotation"):
+            named = [attribute.get("Name", "") for attribute in layer.iter("Attribute")]
+            ambiguous = _AMBIGUOUS in [name.strip().lower() for name in (*named, layer.get("Name", ""))]
+            for number, region in enumerate(layer.iter("Region"), start=1):
+                pixels = _pixels(region, shape, tile.labels, number)
+                if region.get("NegativeROA") == "1":
+                    holes.append(pixels)
+                else:
+                    (unknown if ambiguous else nuclei).append(pixels)
+        if holes:
+            cut = union(holes)
+            nuclei = [np.setdiff1d(pixels, cut) for pixels in nuclei]
+        return paint(nuclei, shape), mask_of(union(unknown), shape)
+
+
+def _is_aperio(path: Path) -> bool:
+    return _APERIO.search(_head(path)) is not None and b"<ASAP_" not in _head(path)
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(_HEAD)
+
+
+def _microns_per_pixel(path: Path) -> float | None:
+    found = _MICRONS.search(_head(path))
+    try:
+        told = float(found[1]) if found else 0.0
+    except ValueError:
+        told = 0.0
+    if told > 0:
+        return told
+    return _AT_40X if path.name.startswith("TCGA-") else None
+
+
+def _parse(path: Path) -> ElementTree.Element:
+    content = path.read_bytes()
+    if b"<!DOCTYPE" in content or b"<!ENTITY" in content:
+        # Entities can blow a small file up to gigabytes.
+        raise NucloraError("a document type in the XML, which Aperio never writes", path=path, mend="remove it")
+    return ElementTree.fromstring(content)
+
+
+def _pixels(region: ElementTree.Element, shape: tuple[int, int], path: Path, number: int) -> Pixels:
+    try:
+        points = [(float(vertex.attrib["X"]), float(vertex.attrib["Y"])) for vertex in region.iter("Vertex")]
+        return fill([points or np.zeros((0, 2))], shape)
+    except (KeyError, ValueError) as error:
+        what = f"region {region.get('Id', number)}: a vertex without two numbers X and Y"
+        raise NucloraError(what, path=path, mend="export the annotations from ImageScope again") from error

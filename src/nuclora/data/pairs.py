@@ -1,0 +1,114 @@
+"""Finding the files of a data set, and which image and which labels belong together."""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterator, Sequence
+from pathlib import Path, PurePath
+from typing import NamedTuple
+
+from nuclora.data.tiles import NO_GROUP, is_junk
+from nuclora.errors import NucloraError
+
+DEPTH = 6
+"""So many folders under the root are looked into."""
+
+# Folders that say what is in them, or which part of a split: no groups of tiles. Overlays are pictures of the labels.
+_CONTENTS = {"image", "images", "img", "imgs", "tissue_images", "label", "labels", "mask", "masks", "annotations"}
+_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "stage1_train", "stage1_test", "fold"}
+_OVERLAYS = frozenset({"overlay", "overlays"})
+
+
+def walk(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
+    """Files of these suffixes (in lower case) under a folder, sorted within each folder; litter is left out."""
+    for folder, folders, files in os.walk(root, followlinks=True):
+        place = Path(folder)
+        deep = len(place.relative_to(root).parts) >= DEPTH
+        folders[:] = [] if deep else sorted(name for name in folders if not is_junk(place / name))
+        for name in sorted(files):
+            path = place / name
+            if path.suffix.lower() in suffixes and not is_junk(path):
+                yield path
+
+
+def find_images(root: Path, suffixes: Collection[str]) -> list[Path]:
+    """Images under a folder, but for those in folders of overlays."""
+    return [path for path in walk(root, suffixes) if not _OVERLAYS & {part.lower() for part in path.parent.parts}]
+
+
+def tile_name(image: Path, root: Path) -> str:
+    """The image's path under the root, POSIX, without suffix and without folders that only say what is in them."""
+    *folders, file = image.relative_to(root).parts
+    return "/".join([*(part for part in folders if _plain(part) not in _CONTENTS), Path(file).stem])
+
+
+def group_of(relative: PurePath) -> str:
+    """The first folder of a path that is neither part of a split (train, test) nor named for what is in it (images)."""
+    for part in relative.parts[:-1]:
+        if _plain(part) not in _CONTENTS | _SPLITS:
+            return part
+    return NO_GROUP
+
+
+def _plain(part: str) -> str:
+    # COCO writes train2017, Lizard Lizard_Images1.
+    return part.lower().replace(" ", "_").rstrip("0123456789").removeprefix("lizard_")
+
+
+class Pairs(NamedTuple):
+    """Images with their labels, and an error for each file that is alone or doubled."""
+
+    pairs: list[tuple[Path, Path]]
+    faults: list[NucloraError]
+
+
+def pair(
+    images: Sequence[Path],
+    labels: Sequence[Path],
+    what: str,
+    image_key: Callable[[Path], str] = lambda path: path.stem,
+    label_key: Callable[[Path], str] = lambda path: path.stem,
+) -> Pairs:
+    """Pair images and label files by their stems; of several of one stem those that share more folders belong together.
+
+    Args:
+        images: Image files.
+        labels: Label files.
+        what: What a label file is, for errors: "XML file".
+        image_key: What of an image's path to compare.
+        label_key: What of a label file's path to compare.
+
+    Returns:
+        Pairs in the order of the images.
+    """
+    by_key: defaultdict[str, list[Path]] = defaultdict(list)
+    for image in images:
+        by_key[image_key(image)].append(image)
+    found: defaultdict[Path, list[Path]] = defaultdict(list)
+    faults = []
+    for path in labels:
+        candidates = by_key[label_key(path)]
+        if not candidates:
+            faults.append(NucloraError(f"no image for this {what}", path=path, mend="add the image, or remove this"))
+            continue
+        shared = [len(Path(os.path.commonpath([image, path])).parts) for image in candidates]
+        nearest = [image for image, depth in zip(candidates, shared, strict=True) if depth == max(shared)]
+        if len(nearest) > 1:
+            faults.append(_doubled(nearest, "image", path))
+        for image in nearest:
+            found[image].append(path)
+    faults += [_doubled(paths, what, image) for image, paths in found.items() if len(paths) > 1]
+    faults += [
+        NucloraError(f"no {what} for this image", path=image, mend=f"add the {what}, or remove this")
+        for image in images
+        if image not in found
+    ]
+    return Pairs([(image, found[image][0]) for image in images if len(found[image]) == 1], faults)
+
+
+def _doubled(paths: Sequence[Path], what: str, partner: Path) -> NucloraError:
+    named = ", ".join(path.name for path in paths[:3])
+    return NucloraError(
+        f"one of {len(paths)} {what}s ({named}) of {partner.name}", path=paths[0], mend="keep one of them"
+    )

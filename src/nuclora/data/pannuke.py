@@ -1,0 +1,120 @@
+"""Reader of PanNuke: three folds of tiles in NumPy arrays.
+
+Each fold has ``images.npy`` (N, 256, 256, 3), ``masks.npy`` (N, 256, 256, 6) and ``types.npy`` (N,), the tissue, which
+becomes the group. The first five channels of a mask are instance ids of a class each, the sixth is the background;
+classes are ignored. All tiles are at 40x, .25 microns per pixel. The arrays are mapped into memory, and only a tile's
+part is read.
+
+References:
+    Gamper et al., PanNuke dataset extension, insights and baselines, arXiv:2003.10778 (2020).
+    https://warwick.ac.uk/fac/cross_fac/tia/data/pannuke
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from nuclora.data.images import open_array
+from nuclora.data.pairs import walk
+from nuclora.data.tiles import NO_GROUP, Listing, Tile, Truth
+from nuclora.errors import NucloraError
+
+NAME = "pannuke"
+LAYOUT = "Fold 1/images/fold1/images.npy with Fold 1/masks/fold1/masks.npy"
+
+IMAGES, MASKS, TYPES = "images.npy", "masks.npy", "types.npy"
+CLASSES = 5
+MICRONS_PER_PIXEL = 0.25
+
+_FOLD = re.compile(r"fold[ _-]*(\d+)", re.IGNORECASE)
+_MEND = "unpack the fold again"
+
+
+def looks_like(root: Path) -> bool:
+    """Whether there are arrays of images and of masks."""
+    names = {path.name for path in walk(root, {".npy"})}
+    return {IMAGES, MASKS} <= names
+
+
+def list_tiles(root: Path) -> Listing:
+    """Find the folds, as published (``Fold 1/images/fold1``) or with the three files in a folder each."""
+    tiles: list[Tile] = []
+    faults: list[NucloraError] = []
+    masks = {_fold(path, root): path for path in walk(root, {".npy"}) if path.name == MASKS}
+    for images in (path for path in walk(root, {".npy"}) if path.name == IMAGES):
+        fold = _fold(images, root)
+        try:
+            if fold not in masks:
+                raise NucloraError(f"no {MASKS} for these images", path=images, mend=_MEND)
+            tiles += _fold_tiles(images, masks.pop(fold), fold)
+        except NucloraError as error:
+            faults.append(error)
+    faults += [NucloraError(f"no {IMAGES} for these masks", path=path, mend=_MEND) for path in masks.values()]
+    return Listing(root, NAME, tuple(tiles), tuple(faults))
+
+
+@dataclass(frozen=True)
+class ArrayEntry:
+    """One entry of the arrays of a fold."""
+
+    index: int
+
+    def image(self, tile: Tile) -> NDArray[np.uint8]:
+        """Read the image; the published arrays are of floats that are whole numbers."""
+        values = np.array(open_array(tile.image)[self.index])
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+            raise NucloraError(f"tile {tile.name}: pixel values outside 0 to 255", path=tile.image, mend=_MEND)
+        pixels: NDArray[np.uint8] = np.rint(values).astype(np.uint8)
+        return pixels
+
+    def truth(self, tile: Tile) -> Truth:
+        """Read the ids: 1 to n, by class, then by the class's own ids; of a pixel in two classes the first counts."""
+        values = np.array(open_array(tile.labels)[self.index, :, :, :CLASSES])
+        if not (np.isfinite(values).all() and values.min() >= 0 and np.array_equal(values, np.rint(values))):
+            raise NucloraError(f"tile {tile.name}: masks that are not ids", path=tile.labels, mend=_MEND)
+        labels = np.zeros(values.shape[:2], dtype=np.int32)
+        count = 0
+        for channel in np.moveaxis(values, 2, 0):
+            ids, places = np.unique(channel, return_inverse=True)
+            numbers = np.where(ids > 0, count + np.cumsum(ids > 0), 0)
+            labels = np.where(labels > 0, labels, numbers[places.reshape(channel.shape)]).astype(np.int32)
+            count += int((ids > 0).sum())
+        return labels, None
+
+
+def _fold(path: Path, root: Path) -> int:
+    """Number of a fold, by the last part of the path that has it; 1 where none has."""
+    numbers = [found[1] for part in (root.name, *path.relative_to(root).parts) if (found := _FOLD.search(part))]
+    return int(numbers[-1]) if numbers else 1
+
+
+def _fold_tiles(images: Path, masks: Path, fold: int) -> list[Tile]:
+    shape = open_array(images).shape
+    if len(shape) != 4 or shape[3] != 3:
+        raise NucloraError(f"an array of shape {shape}, not (tiles, height, width, 3)", path=images, mend=_MEND)
+    expected = (*shape[:3], CLASSES + 1)
+    if (found := open_array(masks).shape) != expected:
+        raise NucloraError(f"an array of shape {found} where the images ask for {expected}", path=masks, mend=_MEND)
+    types = images.with_name(TYPES)
+    groups = [NO_GROUP] * shape[0]
+    if types.is_file():
+        groups = [str(group) or NO_GROUP for group in open_array(types)]
+        if len(groups) != shape[0]:
+            raise NucloraError(f"{len(groups)} tissues for {shape[0]} images", path=types, mend=_MEND)
+    return [
+        Tile(
+            name=f"fold{fold}/{index:04d}",
+            group=group,
+            image=images,
+            labels=masks,
+            source=ArrayEntry(index),
+            microns_per_pixel=MICRONS_PER_PIXEL,
+            fold=fold,
+        )
+        for index, group in enumerate(groups)
+    ]

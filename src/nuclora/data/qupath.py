@@ -1,0 +1,137 @@
+"""Reader of QuPath's GeoJSON: ``X.geojson`` (or ``X.tif.geojson``) for the image ``X.tif``.
+
+Detections are nuclei; of a cell its nucleus is taken, and a cell without one is left out. Annotations are nuclei only
+where no file of the data set has a detection or cell, because otherwise they are the regions that these lie in. What is
+classified as ``Ignore*``, QuPath's own class for that, is ignored. Points, lines, tiles and TMA cores are left out. How
+polygons become labels: `nuclora.data.polygons`; GeoJSON of QuPath has no field for the size of a pixel.
+
+Reference:
+    https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from nuclora.data.images import IMAGE_SUFFIXES, guard, image_shape
+from nuclora.data.pairs import find_images, group_of, pair, tile_name, walk
+from nuclora.data.polygons import Pixels, fill, mask_of, paint, union
+from nuclora.data.tiles import Files, Listing, Tile, Truth
+from nuclora.errors import NucloraError
+
+NAME = "qupath"
+LAYOUT = "X.geojson beside X.png"
+
+_SUFFIX = ".geojson"
+_IGNORE = "ignore*"
+_MEND = "export the objects from QuPath again (File > Export objects as GeoJSON)"
+_OBJECTS = re.compile(rb'"object_?[tT]ype"\s*:\s*"(?:detection|cell)"|"Path(?:Detection|Cell)Object"')
+# Before version 0.3 QuPath told the kind in the feature's id.
+_OLD_KINDS = {
+    "PathAnnotationObject": "annotation",
+    "PathDetectionObject": "detection",
+    "PathCellObject": "cell",
+    "PathTileObject": "tile",
+    "TMACoreObject": "tma_core",
+    "PathRootObject": "root",
+}
+
+
+def looks_like(root: Path) -> bool:
+    """Whether there is a GeoJSON file."""
+    return next(walk(root, {_SUFFIX}), None) is not None
+
+
+def list_tiles(root: Path) -> Listing:
+    """Find the images and their GeoJSON files, side by side or in folders of their own."""
+    pairs, faults = pair(
+        find_images(root, IMAGE_SUFFIXES), list(walk(root, {_SUFFIX})), "GeoJSON file", label_key=_image_stem
+    )
+    source = GeoJsonObjects(annotations=not any(_OBJECTS.search(path.read_bytes()) for _, path in pairs))
+    tiles = [
+        Tile(tile_name(image, root), group_of(image.relative_to(root)), image, path, source=source)
+        for image, path in pairs
+    ]
+    return Listing(root, NAME, tuple(tiles), tuple(faults))
+
+
+@dataclass(frozen=True)
+class GeoJsonObjects(Files):
+    """Labels drawn from the objects of a GeoJSON file.
+
+    Attributes:
+        annotations: Whether annotations are the nuclei.
+    """
+
+    annotations: bool
+
+    def truth(self, tile: Tile) -> Truth:
+        """Draw the objects; ids count the nuclei in the file's order."""
+        shape = image_shape(tile.image)
+        features = guard(_features, tile.labels)
+        wanted = {"annotation"} if self.annotations else {"detection", "cell"}
+        nuclei: list[Pixels] = []
+        unknown: list[Pixels] = []
+        for number, feature in enumerate(features, start=1):
+            kind, ignored = _kind(feature), _class(feature) == _IGNORE
+            if kind not in wanted and not ignored:
+                continue
+            geometry = feature.get("nucleusGeometry") if kind == "cell" and not ignored else feature.get("geometry")
+            try:
+                pixels = _pixels(geometry, shape)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                told = f"object {number}: coordinates that make no {(geometry or {}).get('type')}"
+                raise NucloraError(told, path=tile.labels, mend=_MEND) from error
+            if pixels is not None:
+                (unknown if ignored else nuclei).append(pixels)
+        return paint(nuclei, shape), mask_of(union(unknown), shape)
+
+
+def _image_stem(path: Path) -> str:
+    stem = Path(path.stem)
+    return stem.stem if stem.suffix.lower() in IMAGE_SUFFIXES else stem.name
+
+
+def _features(path: Path) -> list[dict[str, Any]]:
+    """The objects of a feature collection, a list of features, or a single one: QuPath exports all three."""
+    content = json.loads(path.read_text("utf-8-sig"))
+    if isinstance(content, dict):
+        content = content["features"] if content.get("type") == "FeatureCollection" else [content]
+    if not isinstance(content, list) or not all(isinstance(item, dict) for item in content):
+        raise NucloraError("no GeoJSON features", path=path, mend=_MEND)
+    return content
+
+
+def _properties(feature: dict[str, Any]) -> dict[str, Any]:
+    properties = feature.get("properties")
+    return properties if isinstance(properties, dict) else {}
+
+
+def _kind(feature: dict[str, Any]) -> str:
+    told = _properties(feature).get("objectType") or _properties(feature).get("object_type")
+    return str(told) if told else _OLD_KINDS.get(str(feature.get("id")), "annotation")
+
+
+def _class(feature: dict[str, Any]) -> str:
+    found = _properties(feature).get("classification")
+    return str(found.get("name", "") if isinstance(found, dict) else "").lower()
+
+
+def _pixels(geometry: Any, shape: tuple[int, int]) -> Pixels | None:
+    """Pixels of an area, None of what has none."""
+    if geometry is None:
+        return None
+    kind, coordinates = geometry["type"], geometry.get("coordinates")
+    if kind == "Polygon":
+        return fill(coordinates, shape) if coordinates else np.zeros(0, np.int64)
+    if kind == "MultiPolygon":
+        return union(fill(polygon, shape) for polygon in coordinates if polygon)
+    if kind == "GeometryCollection":
+        return union(part for item in geometry["geometries"] if (part := _pixels(item, shape)) is not None)
+    return None

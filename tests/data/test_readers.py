@@ -1,0 +1,383 @@
+"""What is particular to one format each."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from layouts import SHAPE, WRITERS, aperio, compress, feature, known, png, run_lengths, tif
+from scipy.io import savemat
+
+from nuclora.data import open_tiles
+from nuclora.data.check import check_data
+from nuclora.data.polygons import fill, paint
+from nuclora.data.rle import decode, runs_of
+from nuclora.errors import NucloraError
+
+TILE = known(1)
+
+
+def square(x: float, y: float, side: float) -> list[list[float]]:
+    return [[x, y], [x + side, y], [x + side, y + side], [x, y + side], [x, y]]
+
+
+def test_a_pixel_is_inside_if_its_centre_is() -> None:
+    def count(x: float, side: float) -> int:
+        return len(fill([square(x, x, side)], (20, 20)))
+
+    assert count(2, 6) == 36
+    assert count(2.4, 6) == 36  # from 2.4 to 8.4: the centres 2.5 to 7.5
+    assert count(2.6, 6) == 36
+    assert count(2.6, 0.8) == 0
+    assert fill([square(-5, -5, 8)], (20, 20)).tolist() == [
+        row * 20 + column for row in range(3) for column in range(3)
+    ]
+    assert fill([square(30, 3, 8)], (20, 20)).tolist() == []
+    assert len(fill([square(2, 2, 8), square(4, 4, 2)], (20, 20))) == 64 - 4
+    for wrong in ([[(1, 2, 3), (4,)]], [[(0, np.nan), (1, 1), (2, 0)]], [[1, 2, 3, 4, 5, 6]]):
+        with pytest.raises(ValueError, match=r"points|inhomogeneous"):
+            fill(wrong, (20, 20))
+
+
+def test_of_nuclei_that_overlap_the_smallest_wins_and_none_is_buried() -> None:
+    small, large = fill([square(4, 4, 3)], (20, 20)), fill([square(2, 2, 9)], (20, 20))
+    for order in ([small, large], [large, small]):
+        labels = paint(order, (20, 20))
+        assert sorted(np.bincount(labels.ravel())[1:].tolist()) == [9, 81 - 9]
+    equal = paint([large, large], (20, 20))
+    assert set(np.unique(equal)) == {0, 1}
+
+
+# Written by pycocotools 2.0.11: an ellipse with a hole and a corner, 50 x 70.
+PUBLISHED = (
+    r"c81\1:I4L4M2M4N0O2N2N2N2O0O2O000O2O000O2O00ZOJ06OL04ON02O000000O110OO10000001N021L041J06f0001N10001N10001N101N2N2"
+    r"N2N102L3N3L4L7Fl69PI00000000000000000"
+)
+
+
+def test_compressed_run_lengths_are_those_of_cocos_library() -> None:
+    y, x = np.mgrid[:50, :70]
+    mask = (((y - 25) / 20) ** 2 + ((x - 30) / 25) ** 2 <= 1) & (((y - 25) ** 2 + (x - 30) ** 2) > 30)
+    mask[40:, 60:] = True
+    np.testing.assert_array_equal(decode(PUBLISHED, (50, 70)), np.flatnonzero(mask))
+    assert compress(run_lengths(mask)) == PUBLISHED
+    np.testing.assert_array_equal(decode(run_lengths(mask), (50, 70)), np.flatnonzero(mask))
+
+
+def test_run_lengths_by_hand() -> None:
+    assert decode([0, 6], (2, 3)).tolist() == [0, 1, 2, 3, 4, 5]
+    assert decode([6], (2, 3)).tolist() == []
+    assert decode([1, 1, 4], (2, 3)).tolist() == [3]  # the second of the first column
+    assert runs_of("") == []
+    assert runs_of("P1") == [32]  # two characters: 0 with more, then 1
+    assert runs_of("1231") == [1, 2, 3, 3]  # the fourth is 2 + 1
+    assert runs_of("123O") == [1, 2, 3, 1]  # 'O' is -1
+    for wrong in ([1, -1, 6], [1.5, 4.5], [7], [5], [[1], [5]], "P", "é", "0 6"):
+        with pytest.raises(ValueError, match=r"run lengths"):
+            decode(wrong, (2, 3))  # type: ignore[arg-type]
+
+
+def coco(root: Path, annotations: list[Any], **entry: Any) -> Path:
+    png(root / "a.png", TILE.image)
+    image = {"id": 1, "file_name": "a.png", "height": SHAPE[0], "width": SHAPE[1], **entry}
+    path = root / "_annotations.coco.json"
+    path.write_text(json.dumps({"images": [image], "annotations": annotations}))
+    return path
+
+
+def annotation(segmentation: Any, **more: Any) -> dict[str, Any]:
+    return {"id": 5, "image_id": 1, "category_id": 1, "segmentation": segmentation, **more}
+
+
+def test_coco_crowds_are_ignored_and_parts_belong_together(tmp_path: Path) -> None:
+    parts = [np.ravel(square(2, 2, 4)).tolist(), np.ravel(square(20, 2, 4)).tolist()]
+    crowd = np.zeros(SHAPE, bool)
+    crowd[30:40, 30:40] = True
+    counts = {"size": list(SHAPE), "counts": run_lengths(crowd)}
+    coco(tmp_path, [annotation(parts), annotation(counts, iscrowd=1)])
+    tiles = open_tiles(tmp_path)
+    assert tiles.names == ["a"]
+    sample = tiles[0].read()
+    assert np.bincount(sample.labels.ravel())[1:].tolist() == [32]
+    np.testing.assert_array_equal(sample.ignore, crowd)
+
+
+@pytest.mark.parametrize(
+    ("segmentation", "told"),
+    [
+        ([], "no segmentation"),
+        (None, "no segmentation"),
+        ([[1, 2, 3, 4, 5]], "a polygon that is no list of x and y in turn"),
+        ([["a", 2, 3, 4, 5, 6]], "a polygon that is no list of x and y in turn"),
+        ({"size": [3, 3], "counts": [9]}, r"run lengths of a mask of size \[3, 3\] for an image of \[48, 64\]"),
+        ({"size": [48, 64], "counts": [9]}, "run lengths of 9 pixels for a mask of 3072"),
+        ({"size": [48, 64]}, "run lengths without counts"),
+        ({"size": [48, 64], "counts": "~~"}, "the character '~' in run lengths"),
+    ],
+)
+def test_bad_segmentations_are_named(tmp_path: Path, segmentation: Any, told: str) -> None:
+    coco(tmp_path, [annotation(segmentation)])
+    with pytest.raises(NucloraError, match=rf"_annotations.coco.json: annotation 5 of a: {told}; export it"):
+        open_tiles(tmp_path)[0].read()
+
+
+def test_coco_files_that_do_not_fit_their_images_are_named(tmp_path: Path) -> None:
+    path = coco(tmp_path, [], width=65)
+    with pytest.raises(NucloraError, match=r"a\.png: 48x64 pixels .* says 48x65"):
+        open_tiles(tmp_path)[0].read()
+    for name in ("b.png", "../outside.png", "/etc/hostname", "a\nb.png"):
+        png(tmp_path.parent / "outside.png", TILE.image)
+        coco(tmp_path, [], file_name=name)
+        with pytest.raises(NucloraError, match=r"json: no image '.*put it into") as caught:
+            open_tiles(tmp_path)
+        assert "\n" not in str(caught.value)
+    coco(tmp_path, [annotation([], image_id=8)])
+    with pytest.raises(NucloraError, match="annotations of an image 8 that is not among the images"):
+        open_tiles(tmp_path)
+    path = coco(tmp_path, [annotation([[1, 1, 5, 1, 5, 5]])])
+    tile = open_tiles(tmp_path)[0]
+    path.write_text(" " * 20 + path.read_text())
+    with pytest.raises(NucloraError, match="changed since it was listed"):
+        tile.read()
+    path.write_text('{"images": [{"id": 1, "file_name": "a.png"}], "annotations": [{"id": 3}]}')
+    with pytest.raises(NucloraError, match=r"cannot be read \(KeyError at byte \d+\)"):
+        open_tiles(tmp_path)
+    path.write_text('{"images": 3, "annotations": []}')
+    with pytest.raises(NucloraError, match=r"cannot be read \(ValueError"):
+        open_tiles(tmp_path)
+
+
+def test_coco_memory_does_not_hold_the_annotations(tmp_path: Path) -> None:
+    coco(tmp_path, [annotation([np.ravel(square(2, 2, 4)).tolist() * 50]) for _ in range(200)])
+    assert len(pickle.dumps(open_tiles(tmp_path)[0])) < 200 * 16 + 1000
+
+
+def geojson(root: Path, content: Any) -> Path:
+    png(root / "a.png", TILE.image)
+    path = root / "a.geojson"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def polygon(*rings: list[list[float]]) -> dict[str, Any]:
+    return {"type": "Polygon", "coordinates": list(rings)}
+
+
+def test_of_qupaths_cells_the_nucleus_is_taken_and_ignored_classes_are_ignored(tmp_path: Path) -> None:
+    cell = feature(polygon(square(0, 0, 20)), "cell", nucleusGeometry=polygon(square(5, 5, 6), square(7, 7, 2)))
+    bare = feature(polygon(square(30, 0, 10)), "cell")
+    vague = feature(polygon(square(40, 20, 10)), "annotation")
+    vague["properties"]["classification"] = {"name": "Ignore*", "color": [1, 2, 3]}
+    point = feature({"type": "Point", "coordinates": [3, 3]}, "detection")
+    plane = feature({"type": "Polygon", "coordinates": [[[*xy, 0] for xy in square(20, 30, 5)]]}, "detection")
+    geojson(tmp_path, [cell, bare, vague, point, plane, feature(None), feature(polygon(square(0, 0, 40)), "tile")])
+    sample = open_tiles(tmp_path)[0].read()
+    assert sorted(np.bincount(sample.labels.ravel())[1:].tolist()) == [25, 32]
+    assert sample.ignore.sum() == 100
+    assert sample.ignore[20:30, 40:50].all()
+
+
+def test_qupaths_annotations_are_nuclei_where_nothing_else_is(tmp_path: Path) -> None:
+    old = {"type": "Feature", "id": "PathAnnotationObject", "geometry": polygon(square(2, 2, 5)), "properties": {}}
+    geojson(tmp_path, old)
+    assert open_tiles(tmp_path)[0].read().labels.sum() == 25
+    geojson(tmp_path, [old, {**old, "id": "PathDetectionObject", "geometry": polygon(square(3, 3, 2))}])
+    assert open_tiles(tmp_path)[0].read().labels.sum() == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ([1, 2], "no GeoJSON features"),
+        (3, "no GeoJSON features"),
+        ({"type": "FeatureCollection"}, "cannot be read"),
+        (
+            [feature({"type": "Polygon", "coordinates": [[["a", 2], [3, 4], [5, 6]]]})],
+            "object 1: coordinates that make no",
+        ),
+        ([feature({"type": "Polygon", "coordinates": 3})], "object 1: coordinates that make no Polygon"),
+    ],
+)
+def test_bad_geojson_is_named(tmp_path: Path, content: Any, told: str) -> None:
+    geojson(tmp_path, content)
+    with pytest.raises(NucloraError, match=rf"a\.geojson: {told}"):
+        open_tiles(tmp_path)[0].read()
+
+
+def test_what_nuclora_predicts_is_read_back(tmp_path: Path) -> None:
+    from nuclora.io.geojson import write_geojson
+
+    png(tmp_path / "a.png", TILE.image)
+    write_geojson(tmp_path / "a.geojson", TILE.labels, np.ones(TILE.labels.max(), np.float32))
+    np.testing.assert_array_equal(open_tiles(tmp_path)[0].read().labels, TILE.labels)
+
+
+def test_aperio_layers_of_ambiguous_nuclei_are_ignored(tmp_path: Path) -> None:
+    labels = np.zeros(SHAPE, np.int32)
+    labels[10:20, 10:20], labels[30:40, 30:40] = 1, 2
+    png(tmp_path / "a_1.png", TILE.image)
+    vague = aperio(labels * (labels == 2)).replace('Name="Description"', 'Name="Ambiguous"')
+    layers = aperio(labels * (labels == 1), microns="0").replace("</Annotations>", "")
+    (tmp_path / "a_1.xml").write_text(layers + vague[vague.index("<Annotation ") :])
+    tile = open_tiles(tmp_path)[0]
+    assert tile.microns_per_pixel is None  # no TCGA slide, and the file does not say
+    sample = tile.read()
+    np.testing.assert_array_equal(sample.labels, labels * (labels == 1))
+    np.testing.assert_array_equal(sample.ignore, labels == 2)
+
+
+def test_aperio_files_with_broken_vertices_or_entities_are_named(tmp_path: Path) -> None:
+    png(tmp_path / "a.png", TILE.image)
+    text = aperio((TILE.labels == 1).astype(np.int32))
+    for broken, told in (
+        (text.replace('X="', 'W="', 1), "region 1: a vertex without two numbers"),
+        (text.replace('Y="', 'Y="x', 1), "region 1: a vertex without two numbers"),
+        ('<!DOCTYPE a [<!ENTITY b "c">]>' + text, "a document type in the XML"),
+        (text[:-30], "cannot be read"),
+    ):
+        (tmp_path / "a.xml").write_text(broken)
+        with pytest.raises(NucloraError, match=rf"a\.xml: {told}"):
+            open_tiles(tmp_path)[0].read()
+    # Outlines that a slip of the mouse left have no area, and do no harm.
+    (tmp_path / "a.xml").write_text(text.replace("<Regions>", '<Regions><Region Id="9"><Vertices/></Region>'))
+    assert len(np.unique(open_tiles(tmp_path)[0].read().labels)) == 2
+
+
+def test_other_xml_is_not_taken_for_aperios(tmp_path: Path) -> None:
+    png(tmp_path / "a.png", TILE.image)
+    (tmp_path / "a.xml").write_text("<ASAP_Annotations><Annotations></Annotations></ASAP_Annotations>")
+    with pytest.raises(NucloraError, match="no labelled tiles found"):
+        open_tiles(tmp_path)
+
+
+def test_files_of_new_matlab_are_refused_by_name(tmp_path: Path) -> None:
+    png(tmp_path / "Images" / "a.png", TILE.image)
+    (tmp_path / "Labels").mkdir()
+    head = b"MATLAB 7.3 MAT-file, Platform: GLNXA64".ljust(512) + b"\x89HDF\r\n\x1a\n" + bytes(500)
+    (tmp_path / "Labels" / "a.mat").write_bytes(head)
+    with pytest.raises(
+        NucloraError, match=r"a\.mat: a file of MATLAB 7\.3 \(HDF5\).*save it in MATLAB with save\(.*-v7"
+    ):
+        open_tiles(tmp_path)[0].read()
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        ({"other": np.eye(3)}, "no variable inst_map"),
+        ({"inst_map": TILE.labels + 0.5}, "labels are float64, not whole numbers"),
+        ({"inst_map": np.where(TILE.labels > 0, np.nan, 0)}, "labels are float64"),
+        ({"inst_map": -TILE.labels}, "negative id"),
+        ({"inst_map": np.zeros((48, 64, 3))}, "an RGB image, not a label map"),
+        ({"inst_map": "text"}, "labels are <U4"),
+    ],
+)
+def test_bad_instance_maps_are_named(tmp_path: Path, content: dict[str, Any], told: str) -> None:
+    png(tmp_path / "a.png", TILE.image)
+    savemat(tmp_path / "a.mat", content)
+    with pytest.raises(NucloraError, match=rf"a\.mat: {told}"):
+        open_tiles(tmp_path, "matlab")[0].read()
+
+
+def test_equal_names_in_train_and_test_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    for part, seed in (("train", 1), ("test", 2)):
+        png(tmp_path / part / "Images" / "image_00.png", known(seed).image)
+        (tmp_path / part / "Labels").mkdir()
+        savemat(tmp_path / part / "Labels" / "image_00.mat", {"inst_map": known(seed).labels})
+    tiles = open_tiles(tmp_path)
+    np.testing.assert_array_equal(tiles["train/image_00"].read().labels, known(1).labels)
+    np.testing.assert_array_equal(tiles["test/image_00"].read().labels, known(2).labels)
+    assert tiles[0].microns_per_pixel is None  # CPM mixes 20x and 40x
+    png(tmp_path / "train" / "Images" / "more" / "image_00.png", known(3).image)
+    tif(tmp_path / "train" / "Images" / "image_00.tif", known(3).image)
+    with pytest.raises(NucloraError, match=r"one of 3 images \(.*\) of image_00\.mat"):
+        open_tiles(tmp_path)
+
+
+def test_cellposes_pickle_is_never_opened(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "opened",)
+
+    png(tmp_path / "a.png", TILE.image)
+    np.save(tmp_path / "a_seg.npy", np.array({"masks": Bomb()}), allow_pickle=True)
+    with pytest.raises(NucloraError, match=r"a_seg\.npy: a pickle.*not read; save the masks in Cellpose with File"):
+        open_tiles(tmp_path)
+    assert [fault.path for fault in check_data(tmp_path).faults] == [str(tmp_path / "a_seg.npy")]
+    (tmp_path / "folder" / "labels").mkdir(parents=True)
+    png(tmp_path / "folder" / "images" / "a.png", TILE.image)
+    (tmp_path / "a_seg.npy").rename(tmp_path / "folder" / "labels" / "a.npy")
+    with pytest.raises(NucloraError, match=r"a\.npy: a pickle of Python objects.*numpy\.save"):
+        open_tiles(tmp_path / "folder")[0].read()
+    assert not (tmp_path / "opened").exists()
+
+
+def test_bad_pannuke_arrays_are_named(tmp_path: Path) -> None:
+    WRITERS["pannuke"](tmp_path, [known(seed) for seed in range(4)])
+    place = tmp_path / "Fold 1" / "images" / "fold1"
+    masks = tmp_path / "Fold 1" / "masks" / "fold1" / "masks.npy"
+    good = {path: path.read_bytes() for path in (masks, place / "images.npy", place / "types.npy")}
+    cases: list[tuple[Path, Any, str]] = [
+        (masks, np.zeros((2, 48, 64, 5)), r"masks\.npy: an array of shape \(2, 48, 64, 5\) where the images ask for"),
+        (place / "images.npy", np.zeros((2, 48, 64)), r"images\.npy: an array of shape .* not \(tiles, height"),
+        (place / "types.npy", np.array(["Liver"]), r"types\.npy: 1 tissues for 2 images"),
+        (place / "types.npy", np.array(["Liver", None], object), r"types\.npy: a pickle of Python objects"),
+        (masks, np.full((2, 48, 64, 6), 0.5), r"masks\.npy: tile fold1/0000: masks that are not ids"),
+        (place / "images.npy", np.full((2, 48, 64, 3), 256.0), r"images\.npy: tile fold1/0000: pixel values outside"),
+        (place / "images.npy", np.full((2, 48, 64, 3), np.nan), r"images\.npy: tile fold1/0000: pixel values outside"),
+    ]
+    for path, values, told in cases:
+        np.save(path, values, allow_pickle=True)
+        with pytest.raises(NucloraError, match=told):
+            [tile.read() for tile in open_tiles(tmp_path)]
+        for file, content in good.items():
+            file.write_bytes(content)
+    masks.unlink()
+    with pytest.raises(NucloraError, match=r"images\.npy: no masks\.npy for these images; unpack the fold again"):
+        open_tiles(tmp_path)
+
+
+def test_pannukes_ids_may_be_shared_by_classes(tmp_path: Path) -> None:
+    masks = np.zeros((1, *SHAPE, 6), np.uint16)
+    masks[0, 2:8, 2:8, 0] = 1
+    masks[0, 20:30, 20:30, 1] = 1
+    masks[0, 6:12, 6:12, 4] = 900
+    np.save(tmp_path / "images.npy", TILE.image[None])
+    np.save(tmp_path / "masks.npy", masks)
+    sample = open_tiles(tmp_path)[0].read()
+    assert np.bincount(sample.labels.ravel())[1:].tolist() == [36, 100, 32]
+    np.testing.assert_array_equal(sample.image, TILE.image)
+
+
+def test_folders_of_masks_that_lack_something_are_named(tmp_path: Path) -> None:
+    WRITERS["dsb2018"](tmp_path, [known(1), known(2)])
+    png(tmp_path / "stage1_train" / "02ab" / "images" / "02ab.png", TILE.image)
+    with pytest.raises(NucloraError, match=r"02ab: no folder 'masks'; add it, or remove"):
+        open_tiles(tmp_path)
+    png(tmp_path / "stage1_train" / "02ab" / "images" / "more.png", TILE.image)
+    with pytest.raises(NucloraError, match="images: 2 images where one is expected"):
+        open_tiles(tmp_path)
+
+
+def test_tiles_of_one_name_are_told(tmp_path: Path) -> None:
+    for folder in ("img", "images"):
+        png(tmp_path / folder / "a.png", TILE.image)
+        png(tmp_path / folder / "a_masks.png", TILE.labels.astype(np.uint8))
+    with pytest.raises(NucloraError, match=r"another tile has the name 'a'; rename"):
+        open_tiles(tmp_path)
+    path = coco(tmp_path / "coco", [])
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, "images": [*content["images"], {**content["images"][0], "id": 2}]}))
+    with pytest.raises(NucloraError, match=r"another tile has the name 'a'"):
+        open_tiles(tmp_path / "coco")
+
+
+def test_two_formats_at_once_must_be_chosen_from(tmp_path: Path) -> None:
+    for layout in ("cellpose", "monuseg"):
+        WRITERS[layout](tmp_path, [TILE])
+    with pytest.raises(NucloraError, match="looks like monuseg and cellpose; choose one with --format"):
+        open_tiles(tmp_path)
