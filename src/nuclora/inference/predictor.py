@@ -133,7 +133,7 @@ class Predictor:
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
         """Encode an image, uint8 (H, W, 3), of any height and width."""
         self.model.eval()
-        pixels = prepare(image, self.input_size, self.normalise)
+        pixels = prepare(image, self.input_size, self.normalise, antialias=self.dense is not None)
         with torch.inference_mode(), self._autocast():
             embeddings = self.model.encode(pixels[None].to(self.device))
         return EncodedImage(embeddings, image)
@@ -233,7 +233,7 @@ class Predictor:
     def _view_maps(self, window: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Maps of one square window, (5, side / 2, side / 2)."""
         assert self.model.dense_decoder is not None
-        pixels = prepare(window, self.input_size, self.normalise)[None].to(self.device)
+        pixels = prepare(window, self.input_size, self.normalise, antialias=True)[None].to(self.device)
         own = prepare(window, window.shape[0], self.normalise)[None].to(self.device)
         with torch.inference_mode(), self._autocast():
             raw = self.model.dense_decoder(self.model.levels(pixels), own)

@@ -18,7 +18,7 @@ _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
-def prepare(image: NDArray[np.uint8], size: int, normalise: Normalise) -> Tensor:
+def prepare(image: NDArray[np.uint8], size: int, normalise: Normalise, *, antialias: bool = False) -> Tensor:
     """Resize an image to the network's square input, and normalise its values.
 
     Args:
@@ -26,6 +26,8 @@ def prepare(image: NDArray[np.uint8], size: int, normalise: Normalise) -> Tensor
         size: Side of the input in pixels.
         normalise: "unit" divides by 255, as the study did; "imagenet" takes SAM's mean and standard deviation;
             "minmax" stretches the image's own range to [0, 1], as LiteMedSAM does.
+        antialias: Smooth before pixels are left out, lest details smaller than the new pixels come back as patterns.
+            The published networks were not read so; those with a dense decoder are. No matter where pixels are added.
 
     Returns:
         float32 (3, size, size).
@@ -35,9 +37,8 @@ def prepare(image: NDArray[np.uint8], size: int, normalise: Normalise) -> Tensor
     # A copy: the array may be read-only, which torch warns of.
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
     if pixels.shape[1:] != (size, size):
-        # Antialiasing changes nothing where pixels are added; where they are left out, as for LiteMedSAM, details
-        # smaller than the new pixels would come back as patterns.
-        pixels = F.interpolate(pixels[None], (size, size), mode="bilinear", align_corners=False, antialias=True)[0]
+        resized = F.interpolate(pixels[None], (size, size), mode="bilinear", align_corners=False, antialias=antialias)
+        pixels = resized[0]
     if normalise == "unit":
         return pixels / 255
     if normalise == "imagenet":

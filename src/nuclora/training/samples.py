@@ -151,7 +151,7 @@ def make_sample(
     mask_size = size // recipe.loss.stride
     dense = None if recipe.dense is None else _dense_truth(sample, known, recipe.dense, normalise)
     return TrainingSample(
-        pixel_values=prepare(sample.image, size, normalise),
+        pixel_values=prepare(sample.image, size, normalise, antialias=dense is not None),
         labels=torch.from_numpy(_resize_nearest(known, mask_size)),
         valid=torch.from_numpy(~_resize_nearest(sample.ignore, mask_size)),
         ids=torch.from_numpy(ids),
