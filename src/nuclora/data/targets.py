@@ -65,7 +65,7 @@ def dense_targets(labels: Labels, stride: int = STRIDE) -> Floats:
     return np.stack(
         [
             foreground,
-            _pool_max(contact_zone(labels), stride).astype(np.float32),
+            pool_any(contact_zone(labels), stride).astype(np.float32),
             _pool_mean(distance, stride),
             _pool_mean(offsets[0], stride) / nucleus_share,
             _pool_mean(offsets[1], stride) / nucleus_share,
@@ -93,7 +93,7 @@ def pixel_weights(labels: Labels, contact_weight: float, small_weight: float, st
     areas[0] = 0
     present = areas > 0
     small = present & (areas < np.median(areas[present])) if present.any() else present
-    weights = 1 + contact_weight * _pool_max(contact_zone(labels), stride).astype(np.float32)
+    weights = 1 + contact_weight * pool_any(contact_zone(labels), stride).astype(np.float32)
     return weights + np.float32(small_weight) * _pool_mean(small.astype(np.float32)[labels], stride)
 
 
@@ -146,7 +146,16 @@ def _pool_mean(plane: Floats, stride: int) -> Floats:
     return total * np.float32(1 / stride**2)
 
 
-def _pool_max(plane: NDArray[np.bool_], stride: int) -> NDArray[np.bool_]:
+def pool_any(plane: NDArray[np.bool_], stride: int = STRIDE) -> NDArray[np.bool_]:
+    """Which pixels of the maps hold any marked pixel of the tile.
+
+    Args:
+        plane: Bool (H, W).
+        stride: Pixels of the tile per pixel of the maps.
+
+    Returns:
+        Bool (ceil(H / stride), ceil(W / stride)).
+    """
     highest: NDArray[np.bool_] = functools.reduce(np.logical_or, _cell_pixels(plane, stride))
     return highest
 

@@ -109,25 +109,29 @@ def save_adapter(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None
     Raises:
         NucloraError: The disk is full or the folder cannot be written.
     """
-    with disk_errors(folder):
-        _save(peft_model, folder, card)
-
-
-def _save(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
     config = copy.copy(peft_model.peft_config["default"])
     config.inference_mode = True
     # "auto" would ask the Hugging Face hub about the base.
-    tensors = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
-    with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-        fresh = Path(scratch) / "new"
-        fresh.mkdir()
-        config.save_pretrained(str(fresh))
-        _save_tensors(tensors, fresh / WEIGHTS)
-        if (dense_decoder := peft_model.get_base_model().dense_decoder) is not None:
-            _save_tensors(dense_decoder.state_dict(), fresh / DENSE_WEIGHTS)
-        (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
-        _publish(fresh, folder, Path(scratch))
+    weights = {WEIGHTS: get_peft_model_state_dict(peft_model, save_embedding_layers=False)}
+    if (dense_decoder := peft_model.get_base_model().dense_decoder) is not None:
+        weights[DENSE_WEIGHTS] = dense_decoder.state_dict()
+    _write(folder, config, weights, card)
+
+
+def _write(
+    folder: Path, config: LoraConfig, weights: Mapping[str, Mapping[str, torch.Tensor]], card: AdapterCard
+) -> None:
+    """Write an adapter's files, its tensors by file name, all of them or none."""
+    with disk_errors(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
+            fresh = Path(scratch) / "new"
+            fresh.mkdir()
+            config.save_pretrained(str(fresh))
+            for name, tensors in weights.items():
+                _save_tensors(tensors, fresh / name)
+            (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
+            _publish(fresh, folder, Path(scratch))
 
 
 def _publish(fresh: Path, folder: Path, scratch: Path) -> None:
@@ -233,17 +237,7 @@ def save_half(folder: Path, out: Path) -> None:
         require_finite(halves[name], folder / name)
     if out.exists():
         raise NucloraError("exists already", path=out, mend="name a new folder")
-    config = _read_config(folder)
-    with disk_errors(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.parent) as scratch:
-            fresh = Path(scratch) / "new"
-            fresh.mkdir()
-            config.save_pretrained(str(fresh))
-            for name, tensors in halves.items():
-                _save_tensors(tensors, fresh / name)
-            (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
-            _publish(fresh, out, Path(scratch))
+    _write(out, _read_config(folder), halves, card)
 
 
 def merge(peft_model: PeftModel) -> NucleiSam:

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 
 from nuclora.data.augment import augment
 from nuclora.data.prompts import label_boxes, random_inner_points
-from nuclora.data.targets import STRIDE, dense_targets, pixel_weights
+from nuclora.data.targets import dense_targets, pixel_weights, pool_any
 from nuclora.data.tiles import Sample, TileSet
 from nuclora.errors import NucloraError
 from nuclora.models.preprocess import Normalise, prepare
@@ -166,18 +166,13 @@ def make_sample(
 def _dense_truth(sample: Sample, known: NDArray[np.int32], settings: DenseSettings, normalise: Normalise) -> DenseTruth:
     """What the dense decoder learns from a square sample whose known nuclei are `known`."""
     # A cell of the maps counts where all of its pixels are known.
-    valid = ~_pool(sample.ignore, STRIDE).any(axis=(1, 3))
+    valid = ~pool_any(sample.ignore)
     weights = pixel_weights(known, settings.contact_weight, settings.small_weight)
     return DenseTruth(
         pixel_values=prepare(sample.image, sample.image.shape[0], normalise),
         maps=torch.from_numpy(dense_targets(known)),
         weights=torch.from_numpy(weights * valid),
     )
-
-
-def _pool(values: NDArray[Any], stride: int) -> NDArray[Any]:
-    height, width = values.shape
-    return values.reshape(height // stride, stride, width // stride, stride)
 
 
 def jitter_boxes(
