@@ -31,6 +31,7 @@ from nuclora.recipe import LossSettings, load_recipe
 from nuclora.report.breakdowns import wilson
 from nuclora.training.changes import load_list
 from nuclora.training.samples import nucleus_weights
+from one_line import assert_one_line
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -95,16 +96,6 @@ def broken(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
-def _one_line(result: tuple[int, str, str], *told: str) -> None:
-    code, out, err = result
-    assert code == 2, err
-    assert out == ""
-    assert err.startswith("nuclora: ")
-    assert err.count("\n") == 1, err
-    for part in told:
-        assert part in err
-
-
 GARBAGE = b"\x00\xff garbage \xfe{[,\n" * 3
 
 
@@ -113,8 +104,8 @@ GARBAGE = b"\x00\xff garbage \xfe{[,\n" * 3
 def test_a_damaged_score_table_is_named_and_left_as_it_is(content, stage, broken, tiles, settings, cli):
     scores = broken / stage / "oracle-box" / "scores.csv"
     scores.write_bytes(content)
-    _one_line(cli("cv", tiles, "-o", broken, *settings, "-k", 2), f"{scores}: damaged", "delete it and run")
-    _one_line(cli("report", broken), f"{scores}: damaged")
+    assert_one_line(cli("cv", tiles, "-o", broken, *settings, "-k", 2), f"{scores}: damaged", "delete it and run")
+    assert_one_line(cli("report", broken), f"{scores}: damaged")
     assert scores.read_bytes() == content
 
 
@@ -129,14 +120,14 @@ def test_the_mend_of_a_damaged_score_table_works(broken, trained, tiles, setting
 def test_a_damaged_training_log_is_named(content, broken, cli):
     log = broken / "fold-1" / "metrics.jsonl"
     log.write_bytes(content)
-    _one_line(cli("report", broken), f"{log}: damaged", "delete it: only curves")
+    assert_one_line(cli("report", broken), f"{log}: damaged", "delete it: only curves")
 
 
 @pytest.mark.parametrize("part", ["base", "data", "sessions"])
 def test_a_hollow_run_json_is_no_run(part, broken, cli):
     path = broken / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), part: [1] if part == "sessions" else {}}))
-    _one_line(cli("report", broken), "run.json is missing or broken")
+    assert_one_line(cli("report", broken), "run.json is missing or broken")
 
 
 @pytest.mark.parametrize(
@@ -144,12 +135,14 @@ def test_a_hollow_run_json_is_no_run(part, broken, cli):
 )
 def test_lost_parts_of_a_run_can_be_put_back(file, mend, broken, cli):
     (broken / file).unlink()
-    _one_line(cli("report", broken), str(broken / file), f"put it back: {mend}")
+    assert_one_line(cli("report", broken), str(broken / file), f"put it back: {mend}")
 
 
 def test_a_damaged_adapter_says_how_to_get_it_back(broken, tiles, settings, cli):
     (broken / "fold-1" / "adapter" / "nuclora.json").write_text("{")
-    _one_line(cli("cv", tiles, "-o", broken, *settings, "-k", 2), "nuclora.json: not a valid card", "delete it and")
+    assert_one_line(
+        cli("cv", tiles, "-o", broken, *settings, "-k", 2), "nuclora.json: not a valid card", "delete it and"
+    )
     shutil.rmtree(broken / "fold-1" / "adapter")
     assert cli("cv", tiles, "-o", broken, *settings, "-k", 2)[0] == 0
 
@@ -166,7 +159,7 @@ def _change_card(adapter: Path, **changes: object) -> None:
 def test_a_wrong_card_is_named(changes, told, broken, tiles, tiny_sam_folder, tmp_path, cli):
     adapter = broken / "fold-1" / "adapter"
     _change_card(adapter, **changes)
-    _one_line(cli("evaluate", adapter, tiles, "-o", tmp_path / "out", "--weights", tiny_sam_folder), told)
+    assert_one_line(cli("evaluate", adapter, tiles, "-o", tmp_path / "out", "--weights", tiny_sam_folder), told)
 
 
 @pytest.mark.parametrize(
@@ -181,7 +174,7 @@ def test_adapter_weights_that_are_no_weights_are_refused(change, told, broken, t
     tensors = load_file(path)
     name = next(name for name in tensors if "lora_A" in name)
     save_file({**tensors, name: change(tensors[name])}, path)
-    _one_line(
+    assert_one_line(
         cli("evaluate", path.parent, tiles, "-o", tmp_path / "out", "--weights", tiny_sam_folder), str(path), told
     )
 
@@ -242,7 +235,7 @@ def test_a_file_that_holds_no_weights_is_told(content, told, tmp_path):
 def test_a_recipe_that_cannot_work_leaves_no_run_behind(field, told, tiles, settings, tmp_path, cli):
     """Else the mend would meet the refusal to go on with another recipe."""
     out = tmp_path / "run"
-    _one_line(cli("cv", tiles, "-o", out, *settings, "-k", 2, "--set", field), told)
+    assert_one_line(cli("cv", tiles, "-o", out, *settings, "-k", 2, "--set", field), told)
     assert not out.exists()
 
 
@@ -265,7 +258,7 @@ def test_a_tile_that_a_loader_process_cannot_read_is_one_line(tiles, settings, t
     image = next(data.rglob("*.png"))
     image.write_bytes(image.read_bytes()[:400])
     result = cli("train", data, "-o", tmp_path / "run", *settings, "--set", "train.workers=1")
-    _one_line(result, f"{image}: cannot be read", "get it again")
+    assert_one_line(result, f"{image}: cannot be read", "get it again")
 
 
 def test_a_tile_that_goes_bad_costs_nothing_that_is_done(tiles, trained, settings, tmp_path, cli):
@@ -288,7 +281,7 @@ def test_a_tile_that_goes_bad_costs_nothing_that_is_done(tiles, trained, setting
 def test_a_file_in_the_place_of_an_output_folder_is_told(tiles, settings, tmp_path, cli):
     place = tmp_path / "file"
     place.write_text("mine")
-    _one_line(cli("cv", tiles, "-o", place, *settings, "-k", 2), f"{place}: not a folder")
+    assert_one_line(cli("cv", tiles, "-o", place, *settings, "-k", 2), f"{place}: not a folder")
     code, _, err = cli("demo", "-o", place)
     assert (code, err.count("\n")) == (2, 1)
     assert "cannot write" in err
@@ -297,7 +290,7 @@ def test_a_file_in_the_place_of_an_output_folder_is_told(tiles, settings, tmp_pa
 
 @pytest.mark.parametrize("seed", [-1, 2**32])
 def test_a_seed_out_of_range_is_told(seed, tiles, tmp_path, cli):
-    _one_line(cli("folds", tiles, "--seed", seed, "-o", tmp_path / "f.csv"), f"{seed} is no seed")
+    assert_one_line(cli("folds", tiles, "--seed", seed, "-o", tmp_path / "f.csv"), f"{seed} is no seed")
 
 
 def test_too_few_tiles_for_folds_have_a_mend_that_works(tiles):
@@ -307,14 +300,14 @@ def test_too_few_tiles_for_folds_have_a_mend_that_works(tiles):
 
 
 def test_a_fetch_of_nothing_shows_no_bar(cli):
-    _one_line(cli("weights", "fetch", "nix"), "no base is called 'nix'")
+    assert_one_line(cli("weights", "fetch", "nix"), "no base is called 'nix'")
 
 
 @pytest.mark.parametrize("content", ["[]", "3", ""])
 def test_a_damaged_note_of_an_evaluation_is_named(content, tiles, tiny_sam_folder, tmp_path, cli):
     (tmp_path / "evaluation.json").write_text(content)
     arguments = ("evaluate", "--base", "custom", tiles, "-o", tmp_path, "--weights", tiny_sam_folder)
-    _one_line(cli(*arguments), "evaluation.json: damaged")
+    assert_one_line(cli(*arguments), "evaluation.json: damaged")
 
 
 def test_two_evaluations_do_not_write_into_one_folder(tiles, tiny_sam_folder, tmp_path, cli):
@@ -322,7 +315,7 @@ def test_two_evaluations_do_not_write_into_one_folder(tiles, tiny_sam_folder, tm
     arguments = ("evaluate", "--base", "custom", tiles, "-o", out, "--weights", tiny_sam_folder, "-p", "oracle-box")
     assert cli(*arguments)[0] == 0
     with hold(out, "evaluation"):
-        _one_line(cli(*arguments), f"{out}: another nuclora works on this evaluation; wait")
+        assert_one_line(cli(*arguments), f"{out}: another nuclora works on this evaluation; wait")
 
 
 def test_a_device_is_not_replaced_by_a_file():

@@ -23,6 +23,7 @@ from nuclora.models.adapter import CARD, CONFIG, AdapterCard, save_adapter
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.recipe import EvaluateSettings, Recipe, change_evaluation
+from one_line import assert_one_line
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -103,16 +104,6 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-def one_line(result: tuple[int, str, str], *told: str) -> None:
-    code, out, err = result
-    assert code == 2, err
-    assert out == ""
-    assert err.startswith("nuclora: ")
-    assert err.count("\n") == 1, err
-    for part in told:
-        assert part in err
-
-
 def test_a_folder_of_images(cli: Cli, adapter: Path, pictures: Path, tmp_path: Path, fake: FakePredictor) -> None:
     code, out, err = cli(pictures, "-a", adapter, "-o", tmp_path / "out")
     assert code == 0, err
@@ -135,7 +126,7 @@ def test_settings_come_from_the_adapter_unless_given(
     assert cli(pictures, *wanted, "-o", tmp_path / "b", "--views", 2, "--min-size", 5)[0] == 0
     assert (fake.settings.decode.core, fake.settings.decode.views, fake.settings.min_size) == (0.35, 2, 5)
     assert sorted(path.name for path in (tmp_path / "b").glob("tile_0*")) == ["tile_0.csv", "tile_0.labels.tif"]
-    one_line(cli(pictures, *wanted, "-o", tmp_path / "b"), "made differently: other settings", "--overwrite")
+    assert_one_line(cli(pictures, *wanted, "-o", tmp_path / "b"), "made differently: other settings", "--overwrite")
     assert cli(pictures, *wanted, "-o", tmp_path / "b", "--overwrite")[0] == 0
 
 
@@ -207,7 +198,7 @@ def test_wrong_use_is_one_line_and_leaves_nothing(
     defaults = [
         part for option in (("-a", adapter), ("-o", tmp_path / "out")) if option[0] not in given for part in option
     ]
-    one_line(cli(*given, *defaults), told)
+    assert_one_line(cli(*given, *defaults), told)
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -216,7 +207,9 @@ def test_an_adapter_without_a_dense_decoder_is_refused(
 ) -> None:
     write_card(tmp_path / "paper", tiny_recipe, {})
     told = f"{tmp_path / 'paper'}: its recipe, tiny, trains no decoder that finds nuclei by itself"
-    one_line(cli(pictures, "-a", tmp_path / "paper", "-o", tmp_path / "out"), told, "of the recipe nuclora with -a")
+    assert_one_line(
+        cli(pictures, "-a", tmp_path / "paper", "-o", tmp_path / "out"), told, "of the recipe nuclora with -a"
+    )
     assert not (tmp_path / "out").exists()
 
 
