@@ -216,6 +216,7 @@ OTHER = {
     "train.schedule": "constant",
     "evaluate.decode.views": 2,
     "evaluate.tune": True,
+    "evaluate.tiles": "inner",
 }
 
 

@@ -195,6 +195,9 @@ class EvaluateSettings(_Strict):
     """How test tiles are segmented and scored."""
 
     protocols: tuple[Protocol, ...] = ("oracle-box", "oracle-point", "automatic")
+    tiles: Literal["test", "inner"] = Field(
+        "test", description="inner: score the inner validation tiles, for choices that must not see a test tile"
+    )
     automatic_tiles: int | None = Field(None, ge=1, description="at most so many tiles a fold for automatic; null: all")
     min_size: int = Field(10, ge=0, description="smallest predicted nucleus in pixels of the tile")
     grid: GridSettings = GridSettings()
@@ -240,6 +243,16 @@ class Recipe(_Strict):
             raise ValueError("prompts.per_tile=0 without dense: nothing would train")
         if self.evaluate.tune and (self.dense is None or self.train.validate_on != "inner"):
             raise ValueError("evaluate.tune needs dense and train.validate_on=inner: tuning on the test fold leaks it")
+        return self
+
+    @model_validator(mode="after")
+    def _inner_tiles_are_held_back_and_not_tuned_on(self) -> Recipe:
+        if self.evaluate.tiles == "inner" and self.train.validate_on != "inner":
+            raise ValueError("evaluate.tiles=inner needs train.validate_on=inner: else no inner tiles are held back")
+        if self.evaluate.tiles == "inner" and self.evaluate.tune:
+            raise ValueError(
+                "evaluate.tiles=inner scores the tiles that evaluate.tune would tune on: set evaluate.tune=false"
+            )
         return self
 
     @property

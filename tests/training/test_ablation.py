@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nuclora.data import open_tiles
-from nuclora.data.folds import make_folds
+from nuclora.data.folds import inner_split, make_folds
 from nuclora.errors import NucloraError
 from nuclora.recipe import load_recipe
 from nuclora.report.ablation import summarise_ablation, write_ablation
@@ -250,3 +250,28 @@ def test_the_shipped_lists_go_with_their_networks(name, tiny_data):
     else:
         assert counts["last-half"] < counts["reference"] == counts["no-ema"] < counts["full"]
         assert counts["frozen-encoder"] < counts["rank-4"] < counts["reference"]
+
+
+def test_rows_scored_on_inner_tiles_leave_the_test_tiles_unread(plan, tmp_path):
+    inner = ("train.validate_on=inner", "evaluate.tiles=inner")
+    ablation = plan(tmp_path / "out", overrides=inner)
+    assert _work(ablation) == {}
+    done = plan(tmp_path / "out", overrides=inner)
+    assert done.pending == ()
+    expected = set(inner_split(done.fold_table, 1, seed=done.rows[0].recipe.seed)[1])
+    assert expected
+    assert expected.isdisjoint(done.fold_table.test(1))
+    for row in done.rows:
+        assert {score["tile"] for score in done.run_of(row).fine_tuned(1, "automatic").rows} == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "folds", "reason"),
+    [
+        (("evaluate.tiles=inner",), (1,), "no inner tiles are held back"),
+        (("train.validate_on=inner", "evaluate.tiles=inner"), (1, 2), "one fold at a time"),
+    ],
+)
+def test_inner_tiles_must_be_held_back_and_of_one_fold(plan, tmp_path, overrides, folds, reason):
+    with pytest.raises(NucloraError, match=reason):
+        plan(tmp_path / "out", overrides=overrides, folds=folds)

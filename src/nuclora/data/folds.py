@@ -14,6 +14,7 @@ from typing import Literal
 from nuclora.data.tiles import TileSet, counted
 from nuclora.errors import NucloraError
 from nuclora.files import write_atomic
+from nuclora.recipe import Recipe
 
 COLUMNS = ("tile", "group", "fold")
 ALL_TILES = 0
@@ -236,6 +237,22 @@ def inner_split(table: FoldTable, fold: int, *, fraction: float = 0.125, seed: i
     counts = _apportion({group: len(names) for group, names in ranked.items()}, fraction)
     chosen = {name for group, names in ranked.items() for name in names[: counts[group]]}
     return [name for name in training if name not in chosen], [name for name in training if name in chosen]
+
+
+def scored_tiles(table: FoldTable, fold: int, recipe: Recipe) -> list[str]:
+    """Names of the tiles that say how good a fold's adapter is: see `evaluate.tiles` of the recipe.
+
+    Args:
+        table: The folds.
+        fold: Number of the fold.
+        recipe: `evaluate.tiles` and `seed` are read.
+
+    Raises:
+        NucloraError: As :func:`inner_split`.
+    """
+    if recipe.evaluate.tiles == "test":
+        return table.test(fold)
+    return inner_split(table, fold, seed=recipe.seed)[1]
 
 
 def _apportion(sizes: dict[str, int], fraction: float) -> dict[str, int]:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nuclora.data.folds import inner_split
+from nuclora.data.folds import inner_split, scored_tiles
 from nuclora.report.published import METRICS, NUINSSEG_TILES
-from nuclora.report.summary import is_partial, main_protocol
+from nuclora.report.summary import is_comparable, is_partial, main_protocol, scored_name
 from nuclora.run import FINE_TUNED, ZERO_SHOT, Run
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def cards(summary: Mapping[str, Any], parameters: ParameterTable | None) -> list
             detail += f"; zero-shot {before['mean'][metric]:.3f}"
         found.append({"name": f"{name}, {main}", "value": f"{after['mean'][metric]:.3f}", "detail": detail})
     nuclei, tiles = entries[FINE_TUNED]["errors"]["nuclei"], entries[FINE_TUNED]["tiles"]
-    detail = f"true nuclei in {tiles} test tiles, outside vague areas"
+    detail = f"true nuclei in {tiles} {scored_name(summary)}, outside vague areas"
     found.append({"name": "Scored", "value": f"{nuclei:,}", "detail": detail})
     return found + _parameter_card(parameters)
 
@@ -85,18 +85,18 @@ def partial_notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
         coverage: dict[str, list[str]] = {}
         for entry in summary["results"]:
             if entry["protocol"] == protocol and is_partial(entry):
-                coverage.setdefault(_coverage(entry, len(summary["folds"])), []).append(entry["stage"])
+                coverage.setdefault(_coverage(entry, summary), []).append(entry["stage"])
         limit = run.recipe.evaluate.automatic_tiles
         cause = f"; the recipe asks for at most {limit} a fold" if protocol == "automatic" and limit else ""
         notes += [f"{protocol}, {' and '.join(stages)}: {covered}{cause}." for covered, stages in coverage.items()]
     return notes
 
 
-def _coverage(entry: Mapping[str, Any], folds: int) -> str:
-    """How many test tiles an entry has, in all and by fold."""
-    text = f"{entry['tiles']} of {entry['of_tiles']} test tiles"
+def _coverage(entry: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
+    """How many of the scored tiles an entry has, in all and by fold."""
+    text = f"{entry['tiles']} of {entry['of_tiles']} {scored_name(summary)}"
     counts = {fold["fold"]: fold["tiles"] for fold in entry["folds"]}
-    if len(set(counts.values())) == 1 and len(counts) == folds:
+    if len(set(counts.values())) == 1 and len(counts) == len(summary["folds"]):
         return f"{text}, {entry['folds'][0]['tiles']} of each fold"
     return f"{text}, " + ", ".join(f"{count} of fold {fold}" for fold, count in counts.items())
 
@@ -108,7 +108,9 @@ def comparison(summary: Mapping[str, Any]) -> str:
         "different prompts at test time do not measure the same thing: prompts taken from the truth tell a model where "
         "each nucleus is, so such rows are upper bounds, and the study does not say where its prompts came from."
     )
-    if summary["tiles"] != NUINSSEG_TILES:
+    if summary["scored"] != "test":
+        text += " This run scores inner validation tiles: its numbers and the published ones do not compare."
+    elif not is_comparable(summary):
         text += f" This run has {summary['tiles']} tiles, not those: its numbers and the published ones do not compare."
     elif any(map(is_partial, summary["results"])):
         text += " Rows of this run on a part of the tiles compare only roughly."
@@ -140,6 +142,11 @@ def validation_note(run: Run, summary: Mapping[str, Any]) -> str:
             "figures are those of the last epoch, whatever the curves below say. Picking the best epoch from these "
             "curves would be choosing on the test tiles."
         )
+    if summary["scored"] == "inner":
+        return (
+            "All figures are those of inner validation tiles, an eighth of the fold's training tiles that is not "
+            "trained on. They are for choosing a recipe, and no measure of it: no test tile was read."
+        )
     chosen = "the checkpoint with the best PQ on them" if settings.select == "best" else "the last epoch"
     tuned = " The thresholds of decoding were tuned on the same tiles." if summary["thresholds"] else ""
     return (
@@ -164,7 +171,7 @@ def training(run: Run) -> Rows:
             {
                 "fold": fold,
                 "train": len(table.train(fold) if on_test else inner_split(table, fold, seed=run.recipe.seed)[0]),
-                "test": len(table.test(fold)),
+                "test": len(scored_tiles(table, fold, run.recipe)),
                 "steps": steps[-1]["step"],
                 "epoch": steps[-1]["epoch"],
                 "epochs": run.recipe.train.epochs,

@@ -18,9 +18,9 @@ from nuclora.files import write_atomic
 from nuclora.report import breakdowns, figures, overlays
 from nuclora.report.analysis import NucleusAnalysis, analyse_nuclei, pick_examples
 from nuclora.report.facts import trust
-from nuclora.report.published import METRICS, NUINSSEG_TILES, PUBLISHED, PublishedResult
+from nuclora.report.published import METRICS, PUBLISHED, PublishedResult
 from nuclora.report.style import render
-from nuclora.report.summary import ERROR_KINDS, Entry, is_partial, main_protocol
+from nuclora.report.summary import ERROR_KINDS, Entry, is_comparable, is_partial, main_protocol
 from nuclora.run import FINE_TUNED, ZERO_SHOT, Run
 
 _MOST_EXAMPLES = 8
@@ -127,7 +127,7 @@ def _result_plates(run: Run, summary: Mapping[str, Any], tuned: Sequence[Entry])
             "Each point is a test tile; over the dashed diagonal fine-tuning helped. The diamond is the mean.",
             lambda: figures.before_and_after(pairs),
         )
-    if tuned and summary["tiles"] == NUINSSEG_TILES:
+    if tuned and is_comparable(summary):
         ours = [
             PublishedResult(
                 f"This run: {entry['base']}" + (f", {entry['tiles']} tiles" if is_partial(entry) else ""),

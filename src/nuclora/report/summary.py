@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from nuclora.data.folds import scored_tiles
 from nuclora.files import write_atomic
 from nuclora.metrics.aggregate import paired_difference, summarise
 from nuclora.models.bases import BASES
@@ -30,16 +31,16 @@ def summarise_run(run: Run) -> dict[str, Any]:
         run: The run, whole or in the middle of its work.
 
     Returns:
-        `tiles` and `folds` of the fold table; `thresholds` of :func:`tuned_thresholds`; and `results`: an entry for
-        each stage and protocol with evaluated tiles, in the form of ``docs/results/study.json``. An entry has what
-        made it (`recipe`, `base`, `stage`, `protocol`, `seed`, `epochs`, `input_size` (none of a custom base that
-        nobody has trained yet), `command`, `commit`); `tiles` of `of_tiles` evaluated; `folds`,
-        `mean`, `pooled`, `interval` and `groups` of :func:`nuclora.metrics.aggregate.summarise`, each fold with its
-        own `of_tiles`; `deviation`, the standard deviation of the folds' means (none of a single fold); and `errors`,
-        the numbers of nuclei, of predictions and of each kind of error; `gain`, for each measure the difference of
-        fine-tuned from zero-shot over the tiles that both have, with the ends of its 95 % interval (empty for
-        zero-shot); and only where nuclei have scores, `calibration` of
-        :func:`nuclora.report.reliability.calibration`.
+        `tiles` and `folds` of the fold table; `scored`, the recipe's `evaluate.tiles`; `thresholds` of
+        :func:`tuned_thresholds`; and `results`: an entry for each stage and protocol with evaluated tiles, in
+        the form of ``docs/results/study.json``. An entry has what made it (`recipe`, `base`, `stage`,
+        `protocol`, `seed`, `epochs`, `input_size` (none of a custom base that nobody has trained yet),
+        `command`, `commit`); `tiles` of `of_tiles` evaluated; `folds`, `mean`, `pooled`, `interval` and
+        `groups` of :func:`nuclora.metrics.aggregate.summarise`, each fold with its own `of_tiles`; `deviation`,
+        the standard deviation of the folds' means (none of a single fold); and `errors`, the numbers of nuclei,
+        of predictions and of each kind of error; `gain`, for each measure the difference of fine-tuned from
+        zero-shot over the tiles that both have, with the ends of its 95 % interval (empty for zero-shot); and
+        only where nuclei have scores, `calibration` of :func:`nuclora.report.reliability.calibration`.
 
     Raises:
         NucloraError: A score is missing or not a number.
@@ -56,6 +57,7 @@ def summarise_run(run: Run) -> dict[str, Any]:
     return {
         "tiles": len(table.rows),
         "folds": list(table.folds),
+        "scored": run.recipe.evaluate.tiles,
         "thresholds": tuned_thresholds(run),
         "results": results,
     }
@@ -98,8 +100,8 @@ def _input_size(run: Run) -> int | None:
 
 def _entry(run: Run, stage: str, protocol: str, rows: Sequence[Row], before: Sequence[Row]) -> Entry:
     summary = summarise(rows).to_dict()
-    table = run.folds
-    folds = [{**fold, "of_tiles": len(table.test(fold["fold"]))} for fold in summary["folds"]]
+    of_tiles = {fold: len(scored_tiles(run.folds, fold, run.recipe)) for fold in run.folds.folds}
+    folds = [{**fold, "of_tiles": of_tiles[fold["fold"]]} for fold in summary["folds"]]
     session: Mapping[str, Any] = run.info["sessions"][-1] if run.info["sessions"] else {}
     trust = calibration((run.evaluation_of(stage, protocol, row["fold"]), row) for row in rows)
     return {
@@ -111,7 +113,7 @@ def _entry(run: Run, stage: str, protocol: str, rows: Sequence[Row], before: Seq
         "epochs": 0 if stage == ZERO_SHOT else run.recipe.train.epochs,
         "input_size": _input_size(run),
         "tiles": len(rows),
-        "of_tiles": len(table.rows),
+        "of_tiles": sum(of_tiles.values()),
         **summary,
         "folds": folds,
         "deviation": {
@@ -163,6 +165,16 @@ def is_partial(entry: Mapping[str, Any]) -> bool:
     return bool(entry["tiles"] < entry["of_tiles"])
 
 
+def is_comparable(summary: Mapping[str, Any]) -> bool:
+    """Whether the published numbers are of the tiles that the summary's are of."""
+    return bool(summary["tiles"] == NUINSSEG_TILES and summary["scored"] == "test")
+
+
+def scored_name(summary: Mapping[str, Any]) -> str:
+    """What the scored tiles are called."""
+    return "test tiles" if summary["scored"] == "test" else "inner validation tiles"
+
+
 def print_table(console: Console, summary: Mapping[str, Any]) -> None:
     """Print the results; under those of the whole NuInsSeg the study's and the field's rows, which compare.
 
@@ -192,7 +204,7 @@ def print_table(console: Console, summary: Mapping[str, Any]) -> None:
             style="bold" if entry["stage"] == FINE_TUNED else None,
             end_section=entry is summary["results"][-1],
         )
-    if summary["tiles"] == NUINSSEG_TILES:
+    if is_comparable(summary):
         for row in PUBLISHED:
             numbers = (f"{getattr(row, metric):.3f}" for metric in METRICS)
             table.add_row(f"{row.name} ({row.protocol})", str(NUINSSEG_TILES), *numbers, style="dim")

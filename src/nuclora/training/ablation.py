@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from nuclora.data.folds import FoldTable, make_folds
+from nuclora.data.folds import FoldTable, make_folds, scored_tiles
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.evaluate import automatic_subset
@@ -65,7 +65,7 @@ class Ablation:
 
     def expected_tiles(self, row: AblationRow, protocol: str) -> set[str]:
         """Names of the tiles that the row is scored on in the end."""
-        fold_of = {tile.tile: tile.fold for tile in self.fold_table.rows if tile.fold in self.folds}
+        fold_of = {tile: fold for fold in self.folds for tile in scored_tiles(self.fold_table, fold, row.recipe)}
         if protocol != "automatic":
             return set(fold_of)
         tiles = [self.tiles[name] for name in fold_of]

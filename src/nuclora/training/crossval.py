@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 
 from nuclora.data import open_tiles
-from nuclora.data.folds import ALL_TILES, FoldTable, make_folds
+from nuclora.data.folds import ALL_TILES, FoldTable, make_folds, scored_tiles
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.evaluate import evaluate_tiles
@@ -174,7 +174,7 @@ class _Work:
         interrupt: Interrupt,
     ) -> None:
         settings = predictor.settings
-        fold_of: Mapping[str, int] = {row.tile: row.fold for row in self.run.folds.rows if row.fold in folds}
+        fold_of = {tile: fold for fold in folds for tile in scored_tiles(self.run.folds, fold, self.run.recipe)}
 
         def progress(done: int, total: int) -> None:
             self.monitor.evaluated(title, done, total)

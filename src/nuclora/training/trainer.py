@@ -73,6 +73,9 @@ def check_recipe(recipe: Recipe, table: FoldTable, folds: Sequence[int], base: L
     Raises:
         NucloraError: What does not go, and how to change it.
     """
+    if recipe.evaluate.tiles == "inner" and len(folds) > 1:
+        # A tile may be an inner validation tile of several folds, and would count as often.
+        raise NucloraError("evaluate.tiles=inner scores one fold at a time", mend=f"--folds {folds[0]}")
     size, _ = input_frame(recipe, base)
     base.model.check_input(size, size)
     check_targets(base.model, recipe.adapter)
