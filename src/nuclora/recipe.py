@@ -188,6 +188,9 @@ class DecodeSettings(_Strict):
         0.75, gt=0, le=1, description="peaks with more than this share of the lower one between them are one nucleus"
     )
     core: float = Field(0.4, ge=0, lt=1, description="least distance, as a share of 1, in a nucleus's middle")
+    agreement: float = Field(
+        0.0, ge=0, lt=1, description="least agreement of the views on a nucleus, as in its score; 0: all are kept"
+    )
     views: Literal[1, 2, 4, 8] = Field(8, description="flips and quarter turns that are averaged")
 
 

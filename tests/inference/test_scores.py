@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from nuclora.data.targets import dense_targets
-from nuclora.inference.scores import agreement, calibrate, expected_ious, true_ious
+from nuclora.inference.scores import agreement, calibrate, expected_ious, find_nuclei, true_ious
 from nuclora.metrics import OverlapTable
+from nuclora.recipe import DecodeSettings
 
 
 @pytest.fixture
@@ -29,6 +30,20 @@ def test_sure_maps_give_one_and_doubt_of_any_kind_less(labels):
     doubted = agreement(labels, foreground, apart)
     assert doubted[0] < 0.3
     assert doubted[1] == pytest.approx(sure[1], abs=1e-6)
+
+
+def test_nuclei_that_the_views_disagree_on_are_left_out_and_the_others_renumbered(labels):
+    maps = dense_targets(labels)
+    apart = np.where(np.indices(maps[0].shape)[0] < 12, 8.0, 0.0).astype(np.float32)
+    every, scores = find_nuclei(maps, apart, labels.shape, DecodeSettings(), 10)
+    assert every.max() == len(scores) == 2
+    assert scores[0] < 0.3 < 0.8 < scores[1]
+    sure, kept = find_nuclei(maps, apart, labels.shape, DecodeSettings(agreement=0.5), 10)
+    np.testing.assert_array_equal(sure, np.where(every == 2, 1, 0))
+    np.testing.assert_array_equal(kept, scores[1:])
+    none, kept = find_nuclei(maps, apart, labels.shape, DecodeSettings(agreement=0.99), 10)
+    assert none.max() == 0
+    assert kept.size == 0
 
 
 def test_foreground_left_unclaimed_around_a_nucleus_counts_against_it(labels):

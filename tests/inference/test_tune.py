@@ -7,6 +7,7 @@ from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.data.targets import dense_targets
 from nuclora.errors import NucloraError
 from nuclora.inference import tune
+from nuclora.inference.predictor import Maps
 from nuclora.inference.tune import Prediction, tune_decode
 from nuclora.metrics import aji, panoptic_quality
 from nuclora.recipe import DecodeSettings
@@ -21,7 +22,7 @@ def predictions() -> list[Prediction]:
         maps = dense_targets(sample.labels)
         maps[0] *= 0.65
         maps[2] *= 0.5
-        found.append((maps, sample.labels, sample.ignore))
+        found.append((Maps(maps, np.zeros_like(maps[0])), sample.labels, sample.ignore))
     return found
 
 
@@ -43,7 +44,7 @@ def test_objective_is_the_mean_of_both_measures_over_tiles(predictions: list[Pre
     chosen = next(trial for trial in trials if (trial.settings, trial.min_size) == (settings, min_size))
     scores = []
     for maps, truth, ignore in predictions:
-        found = tune.decode(maps, (96, 96), settings, min_size)
+        found, _ = tune.find_nuclei(*maps, (96, 96), settings, min_size)
         scores.append((aji(truth, found, ignore), panoptic_quality(truth, found, ignore).pq))
     np.testing.assert_allclose((chosen.aji, chosen.pq), np.mean(scores, axis=0))
     assert chosen.objective == pytest.approx(np.mean(scores))
@@ -54,7 +55,8 @@ def test_equal_predictions_give_equal_settings(predictions: list[Prediction]) ->
 
 
 def test_ties_keep_what_is_set() -> None:
-    empty = (np.zeros((5, 8, 8), np.float32), np.zeros((16, 16), np.int32), np.zeros((16, 16), bool))
+    maps = Maps(np.zeros((5, 8, 8), np.float32), np.zeros((8, 8), np.float32))
+    empty = (maps, np.zeros((16, 16), np.int32), np.zeros((16, 16), bool))
     start = DecodeSettings(smooth=3.2, core=0.33)
     settings, min_size, trials = tune_decode([empty], start, 17)
     assert (settings, min_size) == (start, 17)

@@ -15,10 +15,9 @@ from peft import PeftModel
 from nuclora.data.prompts import to_input_frame
 from nuclora.data.targets import MAPS, OFFSETS
 from nuclora.errors import NucloraError
-from nuclora.inference.decode import decode
 from nuclora.inference.merge import MASK_THRESHOLD, Mask, crop_masks
 from nuclora.inference.protocols import segment
-from nuclora.inference.scores import Calibration, agreement, expected_ious
+from nuclora.inference.scores import Calibration, expected_ious, find_nuclei
 from nuclora.inference.views import show, undo, views
 from nuclora.inference.windows import predict_windows
 from nuclora.models.adapter import load_adapter
@@ -252,8 +251,8 @@ class Predictor:
         """
         settings = settings or self.settings
         maps = self.maps(image, settings.decode.views)
-        labels = decode(maps.values, (image.shape[0], image.shape[1]), settings.decode, settings.min_size)
-        scores = agreement(labels, maps.values[0], maps.disagreement)
+        shape = (image.shape[0], image.shape[1])
+        labels, scores = find_nuclei(*maps, shape, settings.decode, settings.min_size)
         return Nuclei(labels, expected_ious(scores, self.calibration))
 
     def segment(

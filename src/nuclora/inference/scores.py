@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.inference.decode import upsample
+from nuclora.inference.decode import decode, upsample
 from nuclora.metrics import OverlapTable
+from nuclora.recipe import DecodeSettings
 
 Floats = NDArray[np.float32]
 Calibration = Sequence[tuple[float, float]]
@@ -18,6 +19,33 @@ _DOUBT = 4.0
 # Tile pixels around a nucleus in which foreground that nobody claims counts against it.
 _RING = 3
 _KNOTS = 20
+
+
+def find_nuclei(
+    maps: Floats, disagreement: Floats, shape: tuple[int, int], settings: DecodeSettings, min_size: int
+) -> tuple[NDArray[np.int32], Floats]:
+    """Decode maps, and keep the nuclei that the views agree on well enough.
+
+    Args:
+        maps: As in :func:`nuclora.inference.decode.decode`.
+        disagreement: As in :func:`agreement`.
+        shape: Height and width of the image, in pixels.
+        settings: Thresholds; a nucleus whose agreement is below `settings.agreement` is left out.
+        min_size: Smallest nucleus in pixels.
+
+    Returns:
+        Labels, int32 (H, W), 1..n in reading order, and the agreement of each, float32 (n,).
+
+    Raises:
+        NucloraError: As :func:`nuclora.inference.decode.decode`.
+    """
+    labels = decode(maps, shape, settings, min_size)
+    scores = agreement(labels, maps[0], disagreement)
+    kept = scores >= settings.agreement
+    if kept.all():
+        return labels, scores
+    numbers = np.append(0, np.where(kept, np.cumsum(kept), 0)).astype(np.int32)
+    return numbers[labels], scores[kept]
 
 
 def agreement(labels: NDArray[np.int32], foreground: Floats, disagreement: Floats) -> Floats:

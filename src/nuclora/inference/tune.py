@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.errors import NucloraError
-from nuclora.inference.decode import decode
+from nuclora.inference.predictor import Maps
+from nuclora.inference.scores import find_nuclei
 from nuclora.metrics import OverlapTable, aji, dice, panoptic_quality
 from nuclora.recipe import DecodeSettings
 
-Prediction = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.bool_]]
+Prediction = tuple[Maps, NDArray[np.int32], NDArray[np.bool_]]
 
 # In the order of their effect on the pilot's validation tiles; the search goes through them twice.
 _GRIDS: dict[str, tuple[float, ...]] = {
@@ -22,6 +23,7 @@ _GRIDS: dict[str, tuple[float, ...]] = {
     "valley": (0.6, 0.7, 0.75, 0.8, 0.9),
     "smooth": (2.5, 3.0, 3.5, 4.0, 5.0),
     "min_size": (10, 20, 30, 50, 80),
+    "agreement": (0.0, 0.5, 0.55, 0.6, 0.65),
 }
 _ROUNDS = 2
 
@@ -69,8 +71,7 @@ def tune_decode(
     Equal predictions always give equal settings. `settings.views` stays: it belongs to how the maps were made.
 
     Args:
-        predictions: Of each tile the maps (5, ceil(H / 2), ceil(W / 2)), the true labels (H, W) and the ignore mask
-            (H, W).
+        predictions: Of each tile the maps, the true labels (H, W) and the ignore mask (H, W).
         settings: Where the search begins.
         min_size: Where the search begins for the smallest nucleus, in pixels.
 
@@ -78,7 +79,7 @@ def tune_decode(
         The best settings, the best smallest size, and every try in its order, the start first.
 
     Raises:
-        NucloraError: No tiles; else as :func:`nuclora.inference.decode.decode`.
+        NucloraError: No tiles; else as :func:`nuclora.inference.scores.find_nuclei`.
     """
     if not predictions:
         raise NucloraError("there are no tiles to tune on")
@@ -113,7 +114,8 @@ def _try(predictions: Sequence[Prediction], settings: DecodeSettings, min_size: 
     rows = []
     for maps, truth, ignore in predictions:
         height, width = truth.shape
-        table = OverlapTable.from_labels(truth, decode(maps, (height, width), settings, min_size), ignore)
+        labels, _ = find_nuclei(*maps, (height, width), settings, min_size)
+        table = OverlapTable.from_labels(truth, labels, ignore)
         rows.append((dice(table), aji(table), panoptic_quality(table).pq))
     means = np.mean(rows, axis=0)
     by_tile = tuple((tile_aji + tile_pq) / 2 for _, tile_aji, tile_pq in rows)

@@ -12,9 +12,8 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import ALL_TILES, inner_split
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
-from nuclora.inference.decode import decode
 from nuclora.inference.predictor import Maps, Predictor, load_model
-from nuclora.inference.scores import agreement, calibrate, true_ious
+from nuclora.inference.scores import calibrate, find_nuclei, true_ious
 from nuclora.inference.tune import Trial, tune_decode
 from nuclora.metrics import OverlapTable
 from nuclora.models.adapter import MIN_SIZE, read_card, write_card
@@ -62,17 +61,17 @@ def tune_fold(
         if progress:
             progress(count + 1, len(chosen))
     settings, min_size, trials = tune_decode(
-        [(maps.values, sample.labels, sample.ignore) for maps, sample in zip(predictions, samples, strict=True)],
+        [(maps, sample.labels, sample.ignore) for maps, sample in zip(predictions, samples, strict=True)],
         recipe.evaluate.decode,
         recipe.evaluate.min_size,
     )
     scores, ious = [], []
     for maps, sample in zip(predictions, samples, strict=True):
         height, width = sample.labels.shape
-        labels = decode(maps.values, (height, width), settings, min_size)
+        labels, found = find_nuclei(*maps, (height, width), settings, min_size)
         table = OverlapTable.from_labels(sample.labels, labels, sample.ignore)
         # Nuclei in vague areas are not in the table.
-        scores.append(agreement(labels, maps.values[0], maps.disagreement)[table.pred_ids - 1])
+        scores.append(found[table.pred_ids - 1])
         ious.append(true_ious(table))
     thresholds = settings.model_dump(exclude={"views"}) | {MIN_SIZE: float(min_size)}
     chosen_trial = next(trial for trial in trials if (trial.settings, trial.min_size) == (settings, min_size))
