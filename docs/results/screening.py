@@ -1,0 +1,72 @@
+"""Compare adapters on the inner validation tiles of their fold, to choose a recipe; no test tile is read.
+
+python docs/results/screening.py FOLD REFERENCE_RUN RUN ... [--weights FILE] > docs/results/screening.json
+
+The runs are of `nuclora train DATA --fold FOLD --no-evaluate ...`, with the same folds and seed. All are decoded with
+the thresholds of their recipes; differences to the first run are paired by tile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from nuclora.data import open_tiles
+from nuclora.data.folds import inner_split
+from nuclora.inference.evaluate import score_tile
+from nuclora.inference.predictor import load_model
+from nuclora.metrics.aggregate import paired_difference, summarise
+from nuclora.run import Run, environment
+
+MEASURES = ("dice", "aji", "pq")
+
+
+def scored(run: Run, fold: int, weights: Path | None) -> list[dict]:
+    data = open_tiles(Path(run.info["data"]["root"]), run.info["data"]["format"])
+    names = inner_split(run.folds, fold, seed=run.recipe.seed)[1]
+    predictor = load_model(run.adapter_folder(fold), weights=weights, precision=run.recipe.train.precision)
+    rows = []
+    for tile in data.subset(names):
+        sample = tile.read()
+        found = score_tile(sample, predictor.nuclei(sample.image, run.recipe.evaluate).labels)
+        rows.append({"tile": tile.name, "group": tile.group, "fold": fold} | found)
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("fold", type=int)
+    parser.add_argument("runs", type=Path, nargs="+")
+    parser.add_argument("--weights", type=Path)
+    asked = parser.parse_args()
+    entries = []
+    reference: list[dict] = []
+    for folder in asked.runs:
+        run = Run(folder)
+        rows = scored(run, asked.fold, asked.weights if run.recipe.base == "mobile_sam" else None)
+        reference = reference or rows
+        steps = [record for record in run.training_records(asked.fold) if record["kind"] == "step"]
+        session = run.info["sessions"][-1]
+        entries.append(
+            {
+                "run": folder.name,
+                "command": session["command"],
+                "commit": session["commit"],
+                "steps": len(steps),
+                "tiles": len(rows),
+                "mean": {name: summarise(rows).mean[name] for name in MEASURES},
+                "nuclei": sum(row["nuclei_true"] for row in rows),
+                "errors": {kind: sum(row[kind] for row in rows) for kind in ("missed", "merged", "split", "false")},
+                "difference": {name: list(paired_difference(rows, reference, name)) for name in MEASURES},
+            }
+        )
+        print(folder.name, entries[-1]["mean"], entries[-1]["difference"], file=sys.stderr)
+    session = environment()
+    json.dump({"command": session["command"], "commit": session["commit"], "runs": entries}, sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    main()
