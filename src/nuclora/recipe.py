@@ -122,9 +122,6 @@ class DenseSettings(_Strict):
     )
     channels: int = Field(64, ge=8, multiple_of=8, description="channels of the decoder's coarse levels")
     fine_channels: int = Field(32, ge=8, multiple_of=8, description="channels at half the tile's resolution")
-    pixel_levels: int = Field(
-        1, ge=1, le=4, description="levels of features of the pixels themselves, the first at half the resolution"
-    )
     learning_rate: float = Field(2e-3, gt=0, le=100)
     weight_decay: float = Field(0.01, ge=0)
     foreground: float = Field(1.0, gt=0, description="weight of the loss of inside against outside")

@@ -36,31 +36,12 @@ def test_maps_have_half_the_tiles_resolution_whatever_the_encoder_saw():
         assert decoder(levels, torch.randn(2, 3, side, side)).shape == (2, len(MAPS), side // 2, side // 2)
 
 
-@pytest.mark.parametrize("pixel_levels", [1, 2, 3])
-def test_every_level_and_the_pixels_count(pixel_levels):
-    decoder = DenseDecoder((8, 16), 8, 8, pixel_levels)
+def test_every_level_and_the_pixels_count():
+    decoder = DenseDecoder((8, 16), 8, 8)
     inputs = [torch.randn(1, 8, 8, 8, requires_grad=True), torch.randn(1, 16, 4, 4, requires_grad=True)]
     pixels = torch.randn(1, 3, 16, 16, requires_grad=True)
     decoder(inputs, pixels).square().sum().backward()
     assert all(tensor.grad.abs().sum() > 0 for tensor in (*inputs, pixels))
-    assert all(parameter.grad.abs().sum() > 0 for parameter in decoder.parameters())
-
-
-def test_a_further_pixel_level_lets_pixels_speak_at_a_greater_distance():
-    def reach(pixel_levels: int) -> int:
-        torch.manual_seed(0)
-        decoder = DenseDecoder((8,), 8, 8, pixel_levels).eval()
-        level, pixels = torch.randn(1, 8, 16, 16), torch.randn(1, 3, 128, 128, requires_grad=True)
-        # Normalised by its mean, a group's every pixel hangs on every other: what is local is seen without.
-        for module in decoder.modules():
-            if isinstance(module, torch.nn.Sequential):
-                for name, child in module.named_children():
-                    if isinstance(child, torch.nn.GroupNorm):
-                        module[int(name)] = torch.nn.Identity()
-        decoder([level], pixels)[0, 0, 32, 32].backward()
-        return int((pixels.grad[0].abs().sum(0)[64] > 0).sum())
-
-    assert reach(1) < reach(2) < reach(3)
 
 
 def test_maps_are_probabilities_a_share_and_pixels():

@@ -36,11 +36,9 @@ class DenseDecoder(nn.Module):
         level_channels: Channels of the encoder's levels, finest first; the last is the image embedding.
         channels: Channels of the pyramid, a multiple of 8.
         fine_channels: Channels at half the tile's resolution, a multiple of 8.
-        pixel_levels: Levels of features that the decoder makes of the pixels by itself: the first at half the tile's
-            resolution, each further one at half of the one before, where the encoder's features join it.
     """
 
-    def __init__(self, level_channels: Sequence[int], channels: int, fine_channels: int, pixel_levels: int = 1) -> None:
+    def __init__(self, level_channels: Sequence[int], channels: int, fine_channels: int) -> None:
         super().__init__()
         self.projections = nn.ModuleList(
             nn.Sequential(nn.Conv2d(count, channels, 1, bias=False), nn.GroupNorm(_GROUPS, channels))
@@ -50,18 +48,8 @@ class DenseDecoder(nn.Module):
         self.narrow = nn.Conv2d(channels, fine_channels, 1)
         stem_channels = max(_GROUPS, fine_channels // 2)
         self.stem = _ConvNormAct(3, stem_channels, kernel=5, stride=STRIDE)
-        self.pixels = nn.ModuleList(
-            nn.Sequential(
-                _ConvNormAct(channels if level else stem_channels, channels, stride=2), _ConvNormAct(channels, channels)
-            )
-            for level in range(pixel_levels - 1)
-        )
-        self.joined = nn.ModuleList(
-            nn.Sequential(_ConvNormAct(channels, channels), nn.Conv2d(channels, fine_channels, 1)) for _ in self.pixels
-        )
         self.fine = nn.Sequential(
-            _ConvNormAct(pixel_levels * fine_channels + stem_channels, fine_channels),
-            _ConvNormAct(fine_channels, fine_channels),
+            _ConvNormAct(fine_channels + stem_channels, fine_channels), _ConvNormAct(fine_channels, fine_channels)
         )
         self.head = nn.Conv2d(fine_channels, len(MAPS), 1)
 
@@ -84,12 +72,7 @@ class DenseDecoder(nn.Module):
             features = block(projected if features is None else projected + _resize(features, projected))
         assert features is not None
         stem = self.stem(pixel_values.contiguous(memory_format=torch.channels_last))
-        found = [self.narrow(features), stem]
-        seen = stem
-        for level, join in zip(self.pixels, self.joined, strict=True):
-            seen = level(seen)
-            found.append(join(seen + _resize(features, seen)))
-        fine = torch.cat([_resize(part, stem) for part in found], dim=1)
+        fine = torch.cat([_resize(self.narrow(features), stem), stem], dim=1)
         result: Tensor = self.head(self.fine(fine)).float()
         return result
 

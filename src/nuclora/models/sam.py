@@ -128,7 +128,7 @@ class NucleiSam(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.dense_decoder = DenseDecoder(
-                self.vision_encoder.level_channels, settings.channels, settings.fine_channels, settings.pixel_levels
+                self.vision_encoder.level_channels, settings.channels, settings.fine_channels
             )
 
     def check_input(self, height: int, width: int) -> None:
