@@ -16,14 +16,15 @@ from nuclora.recipe import DecodeSettings
 
 Prediction = tuple[Maps, NDArray[np.int32], NDArray[np.bool_]]
 
-# In the order of their effect on the pilot's validation tiles; the search goes through them twice.
+# In the order of their effect on inner validation tiles: of what throws out false nuclei the one that throws out fewest
+# true ones first. The search goes through them twice.
 _GRIDS: dict[str, tuple[float, ...]] = {
+    "agreement": (0.0, 0.5, 0.55, 0.6, 0.65),
     "core": (0.2, 0.3, 0.35, 0.4, 0.45, 0.5),
     "foreground": (0.4, 0.45, 0.5, 0.55, 0.6),
-    "valley": (0.6, 0.7, 0.75, 0.8, 0.9),
+    "valley": (0.5, 0.6, 0.7, 0.75, 0.8, 0.9),
     "smooth": (2.5, 3.0, 3.5, 4.0, 5.0),
     "min_size": (10, 20, 30, 50, 80),
-    "agreement": (0.0, 0.5, 0.55, 0.6, 0.65),
 }
 _ROUNDS = 2
 
