@@ -2,8 +2,8 @@
 
 python docs/results/decoders.py RUN FOLD [--weights FILE] [--tiles N] > docs/results/decoders.json
 
-Each way has a small grid of settings and the same last filter, the package's `core`; it is judged on half of the tiles
-with the settings that were best on the other half, both ways.
+Each way has a small grid of settings and the same two last filters, the package's `core` and `agreement`; it is judged
+on half of the tiles with the settings that were best on the other half, both ways.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ from skimage.segmentation import watershed
 
 from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split
-from nuclora.inference.decode import _join, _whole, decode, upsample
+from nuclora.inference.decode import _join, _whole, upsample
 from nuclora.inference.predictor import load_model
+from nuclora.inference.scores import agreement, find_nuclei
 from nuclora.metrics import OverlapTable, classify_errors, score
 from nuclora.recipe import DecodeSettings
 from nuclora.run import Run, environment
 
 MIN_SIZE = 20
 FOREGROUND = 0.5
-CORES = (0.3, 0.35, 0.4)
+CORES = (0.3, 0.4)
+AGREEMENTS = (0.0, 0.6)
 
 
 def flooded(energy, seeds, inside):
@@ -97,33 +99,40 @@ def cored(labels, distance, core):
     return np.where(highest[labels] > core, labels, 0).astype(np.int32)
 
 
+def agreed(labels, maps, least):
+    kept = np.append(False, agreement(labels, maps.values[0], maps.disagreement) >= least)
+    return np.where(kept[labels], labels, 0).astype(np.int32)
+
+
 def by_watershed(tiles, way, settings):
-    rows = {core: [] for core in CORES}
+    rows = {key: [] for key in itertools.product(CORES, AGREEMENTS)}
     for sample, maps in tiles:
-        planes = upsample(maps, sample.labels.shape)
+        planes = upsample(maps.values, sample.labels.shape)
         labels = way(planes, planes[0] > FOREGROUND, **settings)
-        for core, kept in rows.items():
-            kept.append(judged(sample, _whole(cored(labels, planes[2], core), MIN_SIZE)))
-    return {core: np.array(kept) for core, kept in rows.items()}
+        for core in CORES:
+            whole = _whole(cored(labels, planes[2], core), MIN_SIZE)
+            for least in AGREEMENTS:
+                rows[core, least].append(judged(sample, agreed(whole, maps, least)))
+    return {key: np.array(kept) for key, kept in rows.items()}
 
 
 def by_votes(tiles, settings):
     return {
-        core: np.array(
+        (core, least): np.array(
             [
                 judged(
                     sample,
-                    decode(
-                        maps,
+                    find_nuclei(
+                        *maps,
                         sample.labels.shape,
-                        DecodeSettings(foreground=FOREGROUND, core=core, **settings),
+                        DecodeSettings(foreground=FOREGROUND, core=core, agreement=least, **settings),
                         MIN_SIZE,
-                    ),
+                    )[0],
                 )
                 for sample, maps in tiles
             ]
         )
-        for core in CORES
+        for core, least in itertools.product(CORES, AGREEMENTS)
     }
 
 
@@ -133,12 +142,12 @@ def each(grid):
 
 def compared(tiles):
     runs = {
-        name: {(json.dumps(s), core): rows for s in each(grid) for core, rows in by_watershed(tiles, way, s).items()}
+        name: {(json.dumps(s), key): rows for s in each(grid) for key, rows in by_watershed(tiles, way, s).items()}
         for name, (way, grid) in WAYS.items()
     }
     votes = {"smooth": (2.5, 3.5, 4.5), "valley": (0.6, 0.75)}
     runs["votes of the offsets (nuclora)"] = {
-        (json.dumps(s), core): rows for s in each(votes) for core, rows in by_votes(tiles, s).items()
+        (json.dumps(s), key): rows for s in each(votes) for key, rows in by_votes(tiles, s).items()
     }
     found = []
     for name, tries in runs.items():
@@ -147,12 +156,12 @@ def compared(tiles):
         half = np.arange(rows.shape[1]) % 2 == 0
         fair = rows[goal[:, ~half].mean(1).argmax()].copy()
         fair[~half] = rows[goal[:, half].mean(1).argmax()][~half]
-        settings, core = keys[goal.mean(1).argmax()]
+        settings, (core, least) = keys[goal.mean(1).argmax()]
         dice, aji, pq, matched, missed, false, merged, split = fair.mean(0)
         true = matched + missed + merged + split
         found.append(
             {
-                "way": name, "settings": json.loads(settings) | {"core": core}, "tiles": len(tiles),
+                "way": name, "settings": json.loads(settings) | {"core": core, "agreement": least}, "tiles": len(tiles),
                 "dice": dice, "aji": aji, "pq": pq,
                 "per_100_true": {"merged": 100 * merged / true, "missed": 100 * missed / true,
                                  "split": 100 * split / true, "false": 100 * false / true},
@@ -180,7 +189,7 @@ def main() -> None:
     tiles = []
     for tile in data.subset(names):
         sample = tile.read()
-        tiles.append((sample, predictor.maps(sample.image, run.recipe.evaluate.decode.views).values))
+        tiles.append((sample, predictor.maps(sample.image, run.recipe.evaluate.decode.views)))
     session = environment()
     json.dump(
         {"command": session["command"], "commit": session["commit"], "ways": compared(tiles)}, sys.stdout, indent=1
