@@ -102,9 +102,7 @@ def test_the_maps_of_a_part_are_a_slice_of_the_whole_images(size):
     whole = predict_windows(image, 32, 8, by_window)
     generator = np.random.default_rng(1)
     for _ in range(12):
-        rows, columns = (
-            range(*np.sort(generator.choice(length + 1, 2, replace=False))) for length in whole.shape[1:]
-        )
+        rows, columns = (range(*np.sort(generator.choice(length + 1, 2, replace=False))) for length in whole.shape[1:])
         seen = [seen_pixels(length, 32, 8, cells) for length, cells in zip(size, (rows, columns), strict=True)]
         at_hand = image[seen[0].start : seen[0].stop, seen[1].start : seen[1].stop]
         part = Part(size, (seen[0].start, seen[1].start), rows, columns)

@@ -272,9 +272,7 @@ class Predictor:
             NucloraError: The model has no dense decoder.
         """
         settings = settings or self.settings
-        return self.decode_maps(
-            self.maps(image, settings.decode.views), (image.shape[0], image.shape[1]), settings
-        )
+        return self.decode_maps(self.maps(image, settings.decode.views), (image.shape[0], image.shape[1]), settings)
 
     def decode_maps(self, maps: Maps, shape: tuple[int, int], settings: EvaluateSettings) -> Nuclei:
         """Find the nuclei in the maps of an image.

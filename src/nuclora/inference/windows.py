@@ -1,8 +1,8 @@
 """Maps of an image of any size from a model that sees square windows of one size.
 
 Windows stand on one lattice that begins at the image's first pixel, and neighbours overlap by a margin, in which their
-maps are cross-faded. Where a window stands and what it weighs does not depend on the image's size. So the maps of a part
-of an image can be computed from the windows that touch it, and are those of the whole, bit for bit.
+maps are cross-faded. Where a window stands and what it weighs does not depend on the image's size. So the maps of a
+part of an image can be computed from the windows that touch it, and are those of the whole, bit for bit.
 """
 
 from __future__ import annotations
