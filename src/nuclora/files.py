@@ -74,8 +74,10 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
         try:
-            with os.fdopen(handle, "wb") as file:
+            # Opened by its name: tifffile wants to know what it is called.
+            with Path(temporary).open("wb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())

@@ -67,18 +67,17 @@ def assert_same_nuclei(labels: np.ndarray, expected: np.ndarray) -> None:
 
 @pytest.fixture
 def small_halo(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "HALO", 48)
+    monkeypatch.setattr(module, "HALO", 32)
 
 
 @pytest.mark.parametrize(("windows", "region"), [
-    (1, (0, 0, 500, 400)), (2, (0, 0, 500, 400)), (3, (0, 0, 500, 400)),
-    (1, (13, 37, 402, 301)), (2, (101, 6, 333, 379)),
+    (1, (0, 0, 260, 220)), (2, (0, 0, 260, 220)), (3, (0, 0, 260, 220)), (1, (13, 37, 202, 181)),
 ])  # fmt: skip
 def test_blocks_find_what_the_whole_canvas_shows(windows, region, small_halo, tmp_path: Path) -> None:
-    image = spots(400, 500)
+    image = spots(220, 260)
     left, top, width, height = region
     expected = SpotPredictor().nuclei(image[top : top + height, left : left + width], SETTINGS)
-    assert len(expected.scores) > 100
+    assert len(expected.scores) > 50
     with open_slide(write_slide(tmp_path / "slide.tif", image, 0.25)) as slide:
         canvas = make_canvas(slide, Region(*region), None)
         labels, found = tiled(image, canvas, windows, SpotPredictor())
@@ -97,10 +96,10 @@ def test_blocks_find_what_the_whole_canvas_shows(windows, region, small_halo, tm
 
 
 def test_a_resampled_slide_is_measured_in_its_own_pixels(small_halo, tmp_path: Path) -> None:
-    image = np.kron(spots(300, 320, seed=4), np.ones((2, 2, 1), np.uint8))
+    image = np.kron(spots(150, 200, seed=4), np.ones((2, 2, 1), np.uint8))
     with open_slide(write_slide(tmp_path / "slide.tif", image, 0.25, levels=1)) as slide:
         canvas = make_canvas(slide, None, 0.5)
-        assert (canvas.scale, canvas.shape) == (pytest.approx(2, rel=1e-4), (300, 320))
+        assert (canvas.scale, canvas.shape) == (pytest.approx(2, rel=1e-4), (150, 200))
         canvas = Canvas(slide, canvas.region, 2.0, 0.25)
         labels, found = tiled(image, canvas, 2, SpotPredictor())
         same = Canvas(slide, canvas.region, 2.0, 0.25)
@@ -124,8 +123,8 @@ def test_windows_of_glass_and_those_of_the_block_before_are_not_predicted(
 ) -> None:
     # As large beside these windows as it is beside those in use.
     monkeypatch.setattr(module, "HALO", 16)
-    image = np.full((700, 900, 3), 245, np.uint8)
-    image[:, :450] = spots(700, 450)
+    image = np.full((240, 400, 3), 245, np.uint8)
+    image[:, :200] = spots(240, 200)
     with open_slide(write_slide(tmp_path / "slide.tif", image, 4.0)) as slide:
         canvas = make_canvas(slide, None, None)
         tissue = find_tissue(canvas)
@@ -134,11 +133,11 @@ def test_windows_of_glass_and_those_of_the_block_before_are_not_predicted(
         predict_blocks(canvas, blocks, tissue, predictor, SETTINGS, Parts(tmp_path / "a", {}))
         predict_blocks(canvas, blocks, find_tissue(canvas, True), everywhere, SETTINGS, Parts(tmp_path / "b", {}))
     starts = [range(0, length - 16, 48) for length in canvas.shape]
-    assert everywhere.seen < 1.4 * len(starts[0]) * len(starts[1])
-    assert predictor.seen < 0.7 * everywhere.seen
+    assert everywhere.seen < 1.6 * len(starts[0]) * len(starts[1])
+    assert predictor.seen < 0.75 * everywhere.seen
     ours, theirs = (list(Parts(tmp_path / name, {}).numbered()) for name in "ab")
-    assert sum(len(found.outlines) for _, _, found in ours) == sum(len(found.outlines) for _, _, found in theirs) > 100
-    assert tissue.mm2 == pytest.approx(0.5 * 700 * 900 * 16e-6, rel=0.1)
+    assert sum(len(found.outlines) for _, _, found in ours) == sum(len(found.outlines) for _, _, found in theirs) > 30
+    assert tissue.mm2 == pytest.approx(0.5 * 240 * 400 * 16e-6, rel=0.1)
 
 
 def test_a_canvas_takes_whole_pixels_of_the_region_at_the_adapters_scale(tmp_path: Path) -> None:

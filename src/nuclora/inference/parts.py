@@ -121,7 +121,7 @@ class Parts:
     def _load(self, index: int, *wanted: str) -> dict[str, Any]:
         path = self._path(index)
         try:
-            with np.load(path, allow_pickle=False) as file:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in wanted or file.files}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
             raise NucloraError(
