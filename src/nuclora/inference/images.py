@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,19 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.data.images import MAX_PIXELS, read_image
+from nuclora.data.images import read_image
 from nuclora.errors import NucloraError
 from nuclora.inference.canvas import Region
 from nuclora.inference.image_files import ImageFile, find_images
+from nuclora.inference.jobs import Job, find_jobs, require_slides
 from nuclora.inference.outputs import FORMATS, OutputFolder, Row, open_outputs
 from nuclora.inference.parts import remove_parts
 from nuclora.inference.predictor import Nuclei, Precision, Predictor, load_model
-from nuclora.inference.provenance import choose_settings, hash_file, identify_adapter
-from nuclora.inference.slides import SlideOptions, describe, predict_slide
+from nuclora.inference.provenance import choose_settings, identify_adapter
+from nuclora.inference.slides import SlideOptions, predict_slide
 from nuclora.io.geojson import write_geojson
 from nuclora.io.labels import write_labels
 from nuclora.io.overlay import write_overlay
-from nuclora.io.slides import is_slide
 from nuclora.io.tables import measure_nuclei, write_columns
 from nuclora.models.adapter import read_card, shipped_adapter
 from nuclora.recipe import EvaluateSettings
@@ -100,7 +100,7 @@ def predict_files(
         raise NucloraError(f"no such format: {', '.join(unknown)}", mend=f"choose from {','.join(FORMATS)}")
     images = find_images(inputs, recursive=recursive)
     if region or not tissue_mask:
-        _require_slides(images)
+        require_slides(images)
     model = adapter or shipped_adapter()
     card = read_card(model)
     settings = choose_settings(model, card, views, min_size)
@@ -158,7 +158,7 @@ def predict_images(
     """
     outcome = Outcome(folder.root)
     options = slides or SlideOptions(microns_per_pixel)
-    jobs = list(_jobs(images, made_by, options, outcome.failures))
+    jobs = list(find_jobs(images, made_by, options, outcome.failures))
     work = []
     for job in jobs:
         if overwrite or not folder.is_done(job.image, job.sha256, job.made_by, formats):
@@ -189,16 +189,6 @@ def predict_images(
     return outcome
 
 
-@dataclass(frozen=True)
-class _Job:
-    """An image, and what its outputs are made from."""
-
-    image: ImageFile
-    sha256: str
-    made_by: dict[str, Any]
-    is_slide: bool
-
-
 @dataclass
 class _Worker:
     """What all images are predicted with; the model is loaded for the first that can be read."""
@@ -213,7 +203,7 @@ class _Worker:
     block_progress: NamedProgress | None
     _predictor: Predictor | None = None
 
-    def predict(self, job: _Job) -> NucloraError | None:
+    def predict(self, job: Job) -> NucloraError | None:
         """Predict one image; why it could not be read, if so."""
         path = job.image.path
         try:
@@ -234,7 +224,7 @@ class _Worker:
             raise
         return None
 
-    def _predict_pixels(self, job: _Job, pixels: NDArray[np.uint8], predictor: Predictor) -> None:
+    def _predict_pixels(self, job: Job, pixels: NDArray[np.uint8], predictor: Predictor) -> None:
         started = time.monotonic()
         nuclei = predictor.nuclei(pixels, self.settings)
         wanted = self.folder.begin(job.image, job.sha256, job.made_by, self.formats)
@@ -242,7 +232,7 @@ class _Worker:
             write_output(self.folder.path(job.image.name, output), output, pixels, nuclei, self.microns_per_pixel)
         self.folder.finish(job.image.name, wanted, _row(job.image, nuclei, time.monotonic() - started))
 
-    def _predict_slide(self, job: _Job, predictor: Predictor) -> None:
+    def _predict_slide(self, job: Job, predictor: Predictor) -> None:
         name = job.image.name
         predict_slide(
             job.image,
@@ -256,33 +246,6 @@ class _Worker:
             overwrite=self.overwrite,
             progress=functools.partial(self.block_progress, name) if self.block_progress else None,
         )
-
-
-def _jobs(
-    images: Sequence[ImageFile], made_by: dict[str, Any], options: SlideOptions, failures: list[NucloraError]
-) -> Iterator[_Job]:
-    """What is to be done; slides that cannot be opened are failures."""
-    for image in images:
-        sha256 = hash_file(image.path)
-        if not is_slide(image.path, MAX_PIXELS):
-            yield _Job(image, sha256, made_by, is_slide=False)
-            continue
-        try:
-            identity, taken = describe(image.path, options)
-        except NucloraError as error:
-            failures.append(error)
-        else:
-            yield _Job(image, sha256 + identity, made_by | taken, is_slide=True)
-
-
-def _require_slides(images: Sequence[ImageFile]) -> None:
-    for image in images:
-        if not is_slide(image.path, MAX_PIXELS):
-            raise NucloraError(
-                "--region and --no-tissue-mask are for slides, and this is an image",
-                path=image.path,
-                mend="name slides only, or leave them out",
-            )
 
 
 def write_output(
