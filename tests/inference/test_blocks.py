@@ -77,7 +77,7 @@ def test_blocks_find_what_the_whole_canvas_shows(windows, region, small_halo, tm
     image = spots(220, 260)
     left, top, width, height = region
     expected = SpotPredictor().nuclei(image[top : top + height, left : left + width], SETTINGS)
-    assert len(expected.scores) > 50
+    assert len(expected.scores) >= 50
     with open_slide(write_slide(tmp_path / "slide.tif", image, 0.25)) as slide:
         canvas = make_canvas(slide, Region(*region), None)
         labels, found = tiled(image, canvas, windows, SpotPredictor())
