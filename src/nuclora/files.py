@@ -8,6 +8,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import filelock
 
@@ -54,8 +55,15 @@ def hold(folder: Path, what: str) -> Iterator[None]:
         lock.release()
 
 
-def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new and nothing between.
+@contextlib.contextmanager
+def atomic_file(path: Path) -> Iterator[IO[bytes]]:
+    """Write a file bit by bit so that a reader, or a crash, sees the old content or the new and nothing between.
+
+    Args:
+        path: The file; its folder is made if need be.
+
+    Yields:
+        Where to write. If the block raises, the file stays as it was.
 
     Raises:
         NucloraError: The disk is full or the path cannot be written.
@@ -63,13 +71,14 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     if path.exists() and not path.is_file() and not path.is_dir():
         # Root could replace /dev/null by a file, and break the machine.
         raise NucloraError("a device, not a file", path=path, mend="name a file")
-    data = content.encode("utf-8") if isinstance(content, str) else content
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        os.close(handle)
         try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
+            # Opened by its name: tifffile wants to know what it is called.
+            with Path(temporary).open("wb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             Path(temporary).chmod(0o644)
@@ -77,6 +86,16 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         except BaseException:
             Path(temporary).unlink(missing_ok=True)
             raise
+
+
+def write_atomic(path: Path, content: bytes | str) -> None:
+    """Write a file at once, as :func:`atomic_file` does.
+
+    Raises:
+        NucloraError: The disk is full or the path cannot be written.
+    """
+    with atomic_file(path) as file:
+        file.write(content.encode("utf-8") if isinstance(content, str) else content)
 
 
 class AppendLog:

@@ -24,6 +24,8 @@ from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.recipe import EvaluateSettings, Recipe, change_evaluation
 from one_line import assert_one_line
+from slide_makers import write_slide
+from spots import SpotPredictor, spots
 
 Cli = Callable[..., tuple[int, str, str]]
 
@@ -75,11 +77,13 @@ def recipe(tiny_recipe: Recipe) -> Recipe:
     return Recipe.model_validate(fields)
 
 
-def write_card(folder: Path, recipe: Recipe, thresholds: dict[str, float]) -> None:
+def write_card(
+    folder: Path, recipe: Recipe, thresholds: dict[str, float], microns_per_pixel: float | None = None
+) -> None:
     """The card of an adapter, for a model that is not loaded."""
     card = AdapterCard(
         base="custom", base_sha256="0" * 64, input_size=64, normalise="unit", thresholds=thresholds,
-        recipe=recipe.model_dump(mode="json"),
+        microns_per_pixel=microns_per_pixel, recipe=recipe.model_dump(mode="json"),
     )  # fmt: skip
     folder.mkdir()
     (folder / CARD).write_text(card.model_dump_json())
@@ -247,3 +251,72 @@ def test_an_adapter_end_to_end(
     # Without -a it is the adapter that nuclora carries, wherever that is.
     monkeypatch.setattr("nuclora.inference.images.shipped_adapter", lambda: tmp_path / "adapter")
     assert "kept" in cli(*given)[1]
+
+
+@pytest.fixture
+def slide(tmp_path: Path) -> Path:
+    return write_slide(tmp_path / "slide.tif", spots(170, 200), 0.5)
+
+
+@pytest.fixture
+def spot_predictor(monkeypatch: pytest.MonkeyPatch) -> SpotPredictor:
+    predictor = SpotPredictor()
+    monkeypatch.setattr(images, "load_model", lambda *args, **options: predictor)
+    return predictor
+
+
+def test_a_slide(cli: Cli, adapter: Path, slide: Path, tmp_path: Path, spot_predictor: SpotPredictor) -> None:
+    given = (slide, "-a", adapter, "-o", tmp_path / "out", "--views", 1, "--region", "10,20,120,100")
+    code, out, err = cli(*given)
+    assert code == 0, err
+    assert "120 x 100" in out
+    assert "slide.tif: " in out
+    for part in (" nuclei/mm2", " mm2/s", " MB of memory", "not rescaled: the adapter does not say"):
+        assert part in out
+    assert "predict slide: 1/1  blocks" in err
+    labels = read_labels(tmp_path / "out" / "slide.labels.tif")
+    assert labels.shape == (100, 120)
+    assert labels.max() > 5
+    assert "kept" in cli(*given)[1]
+    assert_one_line(cli(*given[:-1], "0,0,100,100"), "made differently: other region")
+    told = json.loads(cli(*given, "--json")[1])
+    assert told["images"][0]["tissue_mm2"] == pytest.approx(120 * 100 * 0.25e-6, rel=1e-3)
+
+
+def test_a_slide_is_resampled_to_what_the_adapter_knows(
+    cli: Cli, recipe: Recipe, slide: Path, tmp_path: Path, spot_predictor: SpotPredictor
+) -> None:
+    write_card(tmp_path / "adapter", recipe, {}, microns_per_pixel=1.0)
+    code, out, err = cli(slide, "-a", tmp_path / "adapter", "-o", tmp_path / "out", "--format", "labels")
+    assert code == 0, err
+    assert "rescaled" not in out
+    assert read_labels(tmp_path / "out" / "slide.labels.tif").shape == (85, 100)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("SLIDE", "--region", "0,0,500,10"), "slide.tif: the region 0,0,500,10 reaches beyond the slide's 200 x 170"),
+        (("SLIDE", "--region", "0,0,5"), "no region: 0,0,5; give four whole numbers"),
+        (("UNSCALED",), "unscaled.tif: the file does not say how large its pixels are; give --mpp"),
+        (("PICTURES", "--region", "0,0,5,5"), "tile_0.png: --region and --no-tissue-mask are for slides"),
+        (("PICTURES", "--no-tissue-mask"), "tile_0.png: --region and --no-tissue-mask are for slides"),
+        (("DEEP",), "deep.tif: uint16 slide where 8 bits a channel are expected"),
+        (("LETTER",), "letter.svs: OpenSlide cannot read it"),
+    ],
+)
+def test_slides_that_cannot_be_are_one_line(
+    arguments: tuple[str, ...], told: str, cli: Cli, adapter: Path, slide: Path, pictures: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("openslide")
+    (tmp_path / "letter.svs").write_text("a letter")
+    files = {
+        "SLIDE": slide,
+        "UNSCALED": write_slide(tmp_path / "unscaled.tif", spots(90, 90)),
+        "DEEP": write_slide(tmp_path / "deep.tif", np.zeros((90, 90, 3), np.uint16), 0.5),
+        "PICTURES": pictures,
+        "LETTER": tmp_path / "letter.svs",
+    }
+    result = cli(*(files.get(part, part) for part in arguments), "-a", adapter, "-o", tmp_path / "out")
+    assert_one_line(result, told)
+    assert not list((tmp_path / "out").glob("*.parts"))

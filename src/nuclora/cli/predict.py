@@ -13,13 +13,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from nuclora.inference.images import Outcome
+    from nuclora.inference.outputs import Row
 
 _ROWS_SHOWN = 20
 
 
 def predict(
     inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT...", help="Images, folders of images, and globs.", show_default=False)
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Images, slides, folders of them, and globs.", show_default=False),
     ],
     adapter: Annotated[
         Path | None,
@@ -46,8 +48,20 @@ def predict(
     ] = None,
     microns_per_pixel: Annotated[
         float | None,
-        typer.Option("--mpp", min=0.001, max=100, help="Microns per pixel of the images, for areas in square microns."),
+        typer.Option(
+            "--mpp",
+            min=0.001,
+            max=100,
+            help="Microns per pixel: of images, for areas in square microns; of slides in place of what the file says.",
+        ),
     ] = None,
+    region: Annotated[
+        str | None,
+        typer.Option(metavar="X,Y,WIDTH,HEIGHT", help="Only this rectangle of a slide, in pixels of level 0."),
+    ] = None,
+    no_tissue_mask: Annotated[
+        bool, typer.Option("--no-tissue-mask", help="Look for nuclei on the glass of slides too.")
+    ] = False,
     recursive: Annotated[bool, typer.Option("--recursive", help="Look into the folders of folders too.")] = False,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Make all outputs anew, in place of what is there.")
@@ -56,7 +70,7 @@ def predict(
     precision: Annotated[str, typer.Option(help="Compute in this: no (float32), bf16 or fp16.")] = "no",
     json_: AsJson = False,
 ) -> None:
-    """Find the nuclei of images: label maps, overlays, GeoJSON for QuPath, and tables."""
+    """Find the nuclei of images and slides: label maps, overlays, GeoJSON for QuPath, and tables."""
     import json
     from dataclasses import asdict
 
@@ -64,6 +78,7 @@ def predict(
 
     from nuclora.cli.progress import ProgressMonitor
     from nuclora.errors import NucloraError
+    from nuclora.inference.canvas import parse_region
     from nuclora.inference.images import predict_files
     from nuclora.inference.predictor import PRECISIONS
     from nuclora.training.interrupt import Interrupt
@@ -76,6 +91,10 @@ def predict(
         monitor.predicted(done, total)
         interrupt.check()
 
+    def block_progress(name: str, done: int, total: int) -> None:
+        monitor.predicted_block(name, done, total)
+        interrupt.check()
+
     try:
         with Interrupt() as interrupt:
             outcome = predict_files(
@@ -86,11 +105,14 @@ def predict(
                 views=views,
                 min_size=min_size,
                 microns_per_pixel=microns_per_pixel,
+                region=parse_region(region) if region is not None else None,
+                tissue_mask=not no_tissue_mask,
                 weights=weights,
                 precision=precision,
                 recursive=recursive,
                 overwrite=overwrite,
                 progress=progress,
+                block_progress=block_progress,
             )
     finally:
         monitor.close()
@@ -98,7 +120,8 @@ def predict(
     if json_:
         failures = [{"image": str(error.path), "reason": error.reason} for error in outcome.failures]
         images = [{**asdict(row), "kept": row.image in outcome.kept} for row in outcome.rows]
-        console.print_json(json.dumps({"out": str(out), "images": images, "failures": failures}))
+        told = {"out": str(out), "images": images, "failures": failures, "notes": outcome.notes}
+        console.print_json(json.dumps(told))
     elif outcome.rows:
         _print_table(console, outcome)
     for error in outcome.failures:
@@ -135,4 +158,20 @@ def _print_table(console: Console, outcome: Outcome) -> None:
         console.print(
             "kept: made by the same adapter and settings before; --overwrite makes them anew", highlight=False
         )
+    for row in rows[:_ROWS_SHOWN]:
+        if row.tissue_mm2 is not None:
+            console.print(_slide_line(row), soft_wrap=True, highlight=False, markup=False)
+    for note in outcome.notes:
+        console.print(note, soft_wrap=True, highlight=False, markup=False)
     console.print(f"outputs and summary.csv: {outcome.out}", soft_wrap=True, highlight=False, markup=False)
+
+
+def _slide_line(row: Row) -> str:
+    assert row.tissue_mm2 is not None
+    parts = [f"{row.nuclei:,} nuclei", f"{row.tissue_mm2:.3g} mm2 of tissue"]
+    if row.tissue_mm2 > 0:
+        parts.append(f"{row.nuclei / row.tissue_mm2:,.0f} nuclei/mm2")
+        parts.append(f"{row.tissue_mm2 / row.seconds:.3g} mm2/s")
+    if row.peak_mb is not None:
+        parts.append(f"at most {row.peak_mb:,.0f} MB of memory")
+    return f"{Path(row.image).name}: {', '.join(parts)}"

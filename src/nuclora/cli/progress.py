@@ -43,6 +43,7 @@ class ProgressMonitor(Monitor):
         self._progress.start()
         self._task: TaskID | None = None
         self._title = ""
+        self._slide: str | None = None
         self._count = 0
         self._total = 0
         self._began = self._said = time.monotonic()
@@ -71,10 +72,19 @@ class ProgressMonitor(Monitor):
 
     def predicted(self, done: int, images: int) -> None:
         """A prediction has done so many of its images; none when it begins."""
-        if done == 0:
-            self._begin("predict", images, 0)
+        if done == 0 or self._slide is not None:
+            self._slide = None
+            self._begin("predict", images, done)
         else:
             self._advance("images")
+
+    def predicted_block(self, name: str, done: int, blocks: int) -> None:
+        """The prediction of a slide has done so many of its blocks; called first with those of an earlier run."""
+        if name != self._slide:
+            self._slide = name
+            self._begin(f"predict {name}", blocks, done)
+        else:
+            self._advance("blocks")
 
     def close(self) -> None:
         self._progress.stop()

@@ -11,12 +11,13 @@ from typing import Final
 from nuclora.data.images import IMAGE_SUFFIXES
 from nuclora.data.tiles import is_junk
 from nuclora.errors import NucloraError
+from nuclora.io.slides import SLIDE_SUFFIXES
 
-SUFFIXES: Final = IMAGE_SUFFIXES | {".webp"}
+SUFFIXES: Final = IMAGE_SUFFIXES | {".webp"} | SLIDE_SUFFIXES
 
 # What `nuclora predict` itself writes, where its output folder is among its inputs.
 _OWN_ENDINGS = (".labels.tif", ".overlay.png")
-_KINDS = "PNG, JPEG, TIFF, BMP or WebP"
+_KINDS = "PNG, JPEG, TIFF, BMP, WebP or slide"
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import functools
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,17 +14,23 @@ from numpy.typing import NDArray
 
 from nuclora.data.images import read_image
 from nuclora.errors import NucloraError
+from nuclora.inference.canvas import Region
 from nuclora.inference.image_files import ImageFile, find_images
+from nuclora.inference.jobs import Job, find_jobs, require_slides
 from nuclora.inference.outputs import FORMATS, OutputFolder, Row, open_outputs
+from nuclora.inference.parts import remove_parts
 from nuclora.inference.predictor import Nuclei, Precision, Predictor, load_model
+from nuclora.inference.provenance import choose_settings, identify_adapter
+from nuclora.inference.slides import SlideOptions, predict_slide
 from nuclora.io.geojson import write_geojson
 from nuclora.io.labels import write_labels
 from nuclora.io.overlay import write_overlay
 from nuclora.io.tables import measure_nuclei, write_columns
-from nuclora.models.adapter import CARD, CONFIG, AdapterCard, read_card, read_recipe, shipped_adapter, tuned_settings
-from nuclora.recipe import EvaluateSettings, change_evaluation
+from nuclora.models.adapter import read_card, shipped_adapter
+from nuclora.recipe import EvaluateSettings
 
 Progress = Callable[[int, int], None]
+NamedProgress = Callable[[str, int, int], None]
 
 
 @dataclass
@@ -36,12 +42,14 @@ class Outcome:
         rows: A row for each image, in the order asked for; those that could not be read are left out.
         kept: Files of images whose outputs were there already.
         failures: Why the other images could not be read.
+        notes: What else is to be said.
     """
 
     out: Path
     rows: list[Row] = field(default_factory=list)
     kept: set[str] = field(default_factory=set)
     failures: list[NucloraError] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def predict_files(
@@ -53,11 +61,14 @@ def predict_files(
     views: int | None = None,
     min_size: int | None = None,
     microns_per_pixel: float | None = None,
+    region: Region | None = None,
+    tissue_mask: bool = True,
     weights: Path | None = None,
     precision: Precision = "no",
     recursive: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    block_progress: NamedProgress | None = None,
 ) -> Outcome:
     """Find the nuclei of images, and write them down.
 
@@ -71,12 +82,16 @@ def predict_files(
         formats: Which of :data:`nuclora.inference.outputs.FORMATS` to write.
         views: How many flips and quarter turns are averaged; by default the adapter's choice.
         min_size: Smallest nucleus in pixels; by default the adapter's choice.
-        microns_per_pixel: Of the images; where known, measurements are given in microns too.
+        microns_per_pixel: Of the images; where known, measurements are given in microns too. Of slides it is looked
+            for in the file by default, and they are resampled to what the adapter knows.
+        region: A rectangle of slides, in pixels of level 0; by default all of them.
+        tissue_mask: Look for nuclei on the tissue of slides only.
         weights: The base's weights; by default they are looked for.
         precision: `bf16` or `fp16` computes in it where that is safe.
         recursive: Look into the folders of folders too.
         overwrite: Make all outputs anew, and replace what they were made from before.
         progress: Called with the number of images done and of all to do; first with none done.
+        block_progress: Called with a slide's name and the number of its blocks done and of all.
 
     Raises:
         NucloraError: No such input, adapter or format; or the folder holds outputs that were made differently.
@@ -84,15 +99,18 @@ def predict_files(
     if unknown := [name for name in formats if name not in FORMATS] or ([] if formats else ["(none)"]):
         raise NucloraError(f"no such format: {', '.join(unknown)}", mend=f"choose from {','.join(FORMATS)}")
     images = find_images(inputs, recursive=recursive)
+    if region or not tissue_mask:
+        require_slides(images)
     model = adapter or shipped_adapter()
     card = read_card(model)
-    settings = _settings(model, card, views, min_size)
+    settings = choose_settings(model, card, views, min_size)
     made_by = {
-        "adapter": _identity(model, card),
+        "adapter": identify_adapter(model, card),
         "settings": settings.model_dump(mode="json", include={"min_size", "decode"}),
         "precision": precision,
         "microns_per_pixel": microns_per_pixel,
     }
+    slides = SlideOptions(microns_per_pixel, card.microns_per_pixel, region, not tissue_mask)
     with open_outputs(out) as folder:
         return predict_images(
             images,
@@ -102,8 +120,10 @@ def predict_files(
             formats=formats,
             settings=settings,
             microns_per_pixel=microns_per_pixel,
+            slides=slides,
             overwrite=overwrite,
             progress=progress,
+            block_progress=block_progress,
         )
 
 
@@ -116,8 +136,10 @@ def predict_images(
     formats: Sequence[str],
     settings: EvaluateSettings,
     microns_per_pixel: float | None = None,
+    slides: SlideOptions | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
+    block_progress: NamedProgress | None = None,
 ) -> Outcome:
     """Predict images into a folder that is held, going on from what it has.
 
@@ -129,49 +151,101 @@ def predict_images(
         formats: As in :func:`predict_files`.
         settings: How to segment.
         microns_per_pixel: As in :func:`predict_files`.
+        slides: How slides are taken.
         overwrite: As in :func:`predict_files`.
         progress: As in :func:`predict_files`.
+        block_progress: As in :func:`predict_files`.
     """
-    hashes = {image.name: _hash(image.path) for image in images}
     outcome = Outcome(folder.root)
+    options = slides or SlideOptions(microns_per_pixel)
+    jobs = list(find_jobs(images, made_by, options, outcome.failures))
     work = []
-    for image in images:
-        if overwrite or not folder.is_done(image, hashes[image.name], made_by, formats):
-            work.append(image)
+    for job in jobs:
+        if overwrite or not folder.is_done(job.image, job.sha256, job.made_by, formats):
+            work.append(job)
         else:
-            outcome.kept.add(str(image.path))
-    for image in work if not overwrite else ():
-        folder.refuse_conflict(image, hashes[image.name], made_by)
+            outcome.kept.add(str(job.image.path))
+            # A kill may have come between a slide's last output and the end of its parts.
+            remove_parts(folder.parts(job.image.name))
+    for job in work if not overwrite else ():
+        folder.refuse_conflict(job.image, job.sha256, job.made_by)
+    worker = _Worker(folder, load, formats, settings, microns_per_pixel, options, overwrite, block_progress)
     failed = set()
-    predictor: Predictor | None = None
     try:
-        for count, image in enumerate(work):
+        for count, job in enumerate(work):
             if progress and count == 0:
                 progress(0, len(work))
-            try:
-                pixels = read_image(image.path)
-            except NucloraError as error:
-                outcome.failures.append(error)
-                failed.add(image.name)
-            else:
-                predictor = predictor or load()
-                started = time.monotonic()
-                try:
-                    nuclei = predictor.nuclei(pixels, settings)
-                except NucloraError as error:
-                    raise NucloraError(error.reason, path=image.path, mend=error.mend) from error
-                wanted = folder.begin(image, hashes[image.name], made_by, formats)
-                for output in wanted:
-                    write_output(folder.path(image.name, output), output, pixels, nuclei, microns_per_pixel)
-                row = _row(image, nuclei, time.monotonic() - started)
-                folder.finish(image.name, wanted, row)
+            if failure := worker.predict(job):
+                outcome.failures.append(failure)
+                failed.add(job.image.name)
             if progress:
                 progress(count + 1, len(work))
     finally:
         folder.write_summary()
-    done = (folder.records[image.name].row for image in images if image.name not in failed)
+    done = (folder.records[job.image.name].row for job in jobs if job.image.name not in failed)
     outcome.rows.extend(row for row in done if row is not None)
+    if options.adapters_microns is None and any(job.is_slide for job in jobs):
+        outcome.notes.append("not rescaled: the adapter does not say at how many microns per pixel it was trained")
     return outcome
+
+
+@dataclass
+class _Worker:
+    """What all images are predicted with; the model is loaded for the first that can be read."""
+
+    folder: OutputFolder
+    load: Callable[[], Predictor]
+    formats: Sequence[str]
+    settings: EvaluateSettings
+    microns_per_pixel: float | None
+    slides: SlideOptions
+    overwrite: bool
+    block_progress: NamedProgress | None
+    _predictor: Predictor | None = None
+
+    def predict(self, job: Job) -> NucloraError | None:
+        """Predict one image; why it could not be read, if so."""
+        path = job.image.path
+        try:
+            pixels = None if job.is_slide else read_image(path)
+        except NucloraError as error:
+            return error
+        self._predictor = self._predictor or self.load()
+        try:
+            if pixels is None:
+                self._predict_slide(job, self._predictor)
+            else:
+                self._predict_pixels(job, pixels, self._predictor)
+        except NucloraError as error:
+            if error.path is None:
+                raise NucloraError(error.reason, path=path, mend=error.mend) from error
+            if job.is_slide and error.path == path:
+                return error
+            raise
+        return None
+
+    def _predict_pixels(self, job: Job, pixels: NDArray[np.uint8], predictor: Predictor) -> None:
+        started = time.monotonic()
+        nuclei = predictor.nuclei(pixels, self.settings)
+        wanted = self.folder.begin(job.image, job.sha256, job.made_by, self.formats)
+        for output in wanted:
+            write_output(self.folder.path(job.image.name, output), output, pixels, nuclei, self.microns_per_pixel)
+        self.folder.finish(job.image.name, wanted, _row(job.image, nuclei, time.monotonic() - started))
+
+    def _predict_slide(self, job: Job, predictor: Predictor) -> None:
+        name = job.image.name
+        predict_slide(
+            job.image,
+            self.folder,
+            sha256=job.sha256,
+            made_by=job.made_by,
+            predictor=predictor,
+            formats=self.formats,
+            settings=self.settings,
+            options=self.slides,
+            overwrite=self.overwrite,
+            progress=functools.partial(self.block_progress, name) if self.block_progress else None,
+        )
 
 
 def write_output(
@@ -201,33 +275,3 @@ def _row(image: ImageFile, nuclei: Nuclei, seconds: float) -> Row:
     count = len(nuclei.scores)
     area = float(np.count_nonzero(nuclei.labels)) / count if count else None
     return Row(str(image.path), width, height, count, area, seconds)
-
-
-def _settings(adapter: Path, card: AdapterCard, views: int | None, min_size: int | None) -> EvaluateSettings:
-    recipe = read_recipe(adapter, card)
-    if recipe.dense is None:
-        raise NucloraError(
-            f"its recipe, {recipe.name}, trains no decoder that finds nuclei by itself",
-            path=adapter,
-            mend="name an adapter of the recipe nuclora with -a",
-        )
-    changes = {"min_size": min_size, "decode.views": views}
-    fields = [f"evaluate.{name}={value}" for name, value in changes.items() if value is not None]
-    return change_evaluation(tuned_settings(card, recipe), fields)
-
-
-def _identity(adapter: Path, card: AdapterCard) -> dict[str, str]:
-    """What tells one adapter from another wherever its files lie."""
-    digest = hashlib.sha256()
-    for file in (adapter / CARD, adapter / CONFIG, *sorted(adapter.glob("*.safetensors"))):
-        digest.update(f"{file.name} {_hash(file)}\n".encode())
-    return {"base": card.base, "base_sha256": card.base_sha256, "adapter_sha256": digest.hexdigest()}
-
-
-def _hash(path: Path) -> str:
-    """SHA-256 of a file; empty where it cannot be read, which is told where it is read in earnest."""
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return ""

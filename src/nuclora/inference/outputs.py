@@ -2,6 +2,7 @@
 
 OUT/
   NAME.labels.tif, NAME.overlay.png, NAME.geojson, NAME.csv    of each image, as asked for
+  NAME.parts/      what is found of a slide while it is worked on, see :mod:`nuclora.inference.parts`
   summary.csv      a row an image
   predict.jsonl    what each image's files were made from, a line when they are begun and one when they are there
   .lock            held while a process works on the folder
@@ -41,11 +42,13 @@ class Row:
 
     Attributes:
         image: Its file, as it was given.
-        width: In pixels.
-        height: In pixels.
+        width: In pixels; of a slide's region.
+        height: In pixels; of a slide's region.
         nuclei: How many were found.
         mean_area_px: Mean area of a nucleus in pixels; None where there is none.
-        seconds: From its pixels to its last output.
+        seconds: From its pixels to its last output; of a slide in all runs that worked on it.
+        tissue_mm2: Area of the tissue in a slide's region, or of all of it where tissue was not looked for.
+        peak_mb: Most memory that the process held, for a slide.
     """
 
     image: str
@@ -54,6 +57,8 @@ class Row:
     nuclei: int
     mean_area_px: float | None
     seconds: float
+    tissue_mm2: float | None = None
+    peak_mb: float | None = None
 
 
 @dataclass(frozen=True)
@@ -124,6 +129,10 @@ class OutputFolder:
     def path(self, name: str, output: str) -> Path:
         """File of one output of an image."""
         return self.root / f"{name}{FORMATS[output]}"
+
+    def parts(self, name: str) -> Path:
+        """Folder of what is found of a slide while it is worked on."""
+        return self.root / f"{name}.parts"
 
     def is_done(self, image: ImageFile, sha256: str, made_by: Mapping[str, Any], formats: Iterable[str]) -> bool:
         """Whether all outputs asked for are there, of this very image and made in the same way."""

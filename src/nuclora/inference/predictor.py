@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from peft import PeftModel
 
 from nuclora.data.prompts import to_input_frame
-from nuclora.data.targets import MAPS, OFFSETS
+from nuclora.data.targets import MAPS, OFFSETS, STRIDE
 from nuclora.errors import NucloraError
 from nuclora.inference.merge import MASK_THRESHOLD, Mask, crop_masks
 from nuclora.inference.protocols import segment
 from nuclora.inference.scores import Calibration, expected_ious, find_nuclei
 from nuclora.inference.views import show, undo, views
-from nuclora.inference.windows import predict_windows
+from nuclora.inference.windows import Known, Part, predict_windows
 from nuclora.models.adapter import load_adapter
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import load_base
@@ -205,25 +205,46 @@ class Predictor:
             masks += crop_masks(logits[prompt, best].numpy(force=True), iou[prompt, best].numpy(force=True))
         return masks
 
-    def maps(self, image: NDArray[np.uint8], views: int) -> Maps:
-        """The dense decoder's maps of an image of any size, averaged over views.
-
-        Args:
-            image: uint8 (H, W, 3), RGB.
-            views: How many of the eight flips and quarter turns, see :func:`nuclora.inference.views.views`.
+    @property
+    def lattice(self) -> tuple[int, int]:
+        """Side of the dense decoder's windows and their overlap, in pixels.
 
         Raises:
             NucloraError: The model has no dense decoder.
         """
         if self.dense is None:
             raise NucloraError("this model has no dense decoder", mend="train it with the recipe nuclora")
-        self.model.eval()
-        window = self.dense.window
-        planes = predict_windows(image, window, window // _MARGINS, lambda part: self._window_planes(part, views))
+        # Cells of two pixels are blended, so the overlap is even.
+        return self.dense.window, self.dense.window // _MARGINS // STRIDE * STRIDE
+
+    def maps(
+        self, image: NDArray[np.uint8], views: int, *, part: Part | None = None, known: Known | None = None
+    ) -> Maps:
+        """The dense decoder's maps of an image of any size, averaged over views.
+
+        Args:
+            image: uint8 (H, W, 3), RGB.
+            views: How many of the eight flips and quarter turns, see :func:`nuclora.inference.views.views`.
+            part: Compute only these cells, see :func:`nuclora.inference.windows.predict_windows`.
+            known: Windows that were predicted before, see there; for the same number of views.
+
+        Raises:
+            NucloraError: The model has no dense decoder.
+        """
+        window, margin = self.lattice
+        planes = predict_windows(
+            image, window, margin, lambda pixels: self.window_planes(pixels, views), part=part, known=known
+        )
         return Maps(planes[: len(MAPS)], planes[len(MAPS)])
 
-    def _window_planes(self, window: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
-        """Mean maps of a window, and how far the views' votes are from their mean: (6, side / 2, side / 2)."""
+    def window_planes(self, window: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+        """Mean maps of a window, and how far the views' votes are from their mean: (6, side / 2, side / 2).
+
+        Args:
+            window: uint8 (side, side, 3), RGB.
+            count: How many views.
+        """
+        self.model.eval()
         seen = np.stack([undo(self._view_maps(show(window, view)), view) for view in views(count)])
         mean = seen.mean(0)
         apart = np.hypot(*(seen[:, OFFSETS] - mean[OFFSETS]).swapaxes(0, 1)).mean(0)
@@ -250,8 +271,16 @@ class Predictor:
             NucloraError: The model has no dense decoder.
         """
         settings = settings or self.settings
-        maps = self.maps(image, settings.decode.views)
-        shape = (image.shape[0], image.shape[1])
+        return self.decode_maps(self.maps(image, settings.decode.views), (image.shape[0], image.shape[1]), settings)
+
+    def decode_maps(self, maps: Maps, shape: tuple[int, int], settings: EvaluateSettings) -> Nuclei:
+        """Find the nuclei in the maps of an image.
+
+        Args:
+            maps: The maps.
+            shape: Height and width of the image, in pixels.
+            settings: How to decode.
+        """
         labels, scores = find_nuclei(*maps, shape, settings.decode, settings.min_size)
         return Nuclei(labels, expected_ious(scores, self.calibration))
 

@@ -8,14 +8,14 @@ pixels of the image, x right and y down; the first pixel covers 0..1, so its cen
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.files import write_atomic
+from nuclora.files import atomic_file
 
 CLASSIFICATION: Final = {"name": "Nucleus", "color": [0, 200, 255]}
 
@@ -39,25 +39,53 @@ def features(
             continue
         mask = labels[box] == label
         rings = outline(mask, (box[1].start, box[0].start))
-        area = int(np.count_nonzero(mask))
-        measurements = {"Label": label, "Score": round(float(scores[label - 1]), 4), "Area px^2": area}
-        if microns_per_pixel is not None:
-            measurements["Area µm^2"] = round(area * microns_per_pixel**2, 4)
-        yield {
-            "type": "Feature",
-            "geometry": {"type": "Polygon", "coordinates": [ring.tolist() for ring in rings]},
-            "properties": {
-                "objectType": "detection",
-                "classification": CLASSIFICATION,
-                "measurements": measurements,
-            },
-        }
+        yield feature(label, rings, float(scores[label - 1]), int(np.count_nonzero(mask)), microns_per_pixel)
+
+
+def feature(
+    label: int, rings: Sequence[Ring], score: float, area: float, microns_per_pixel: float | None
+) -> dict[str, Any]:
+    """The GeoJSON feature of one nucleus.
+
+    Args:
+        label: Its id.
+        rings: Its outline, as :func:`outline` gives it.
+        score: Its score.
+        area: In pixels.
+        microns_per_pixel: Of the image; where known, the area is given in square microns too.
+    """
+    measurements = {"Label": label, "Score": round(score, 4), "Area px^2": area}
+    if microns_per_pixel is not None:
+        measurements["Area µm^2"] = round(area * microns_per_pixel**2, 4)
+    return {
+        "type": "Feature",
+        "geometry": {"type": "Polygon", "coordinates": [ring.tolist() for ring in rings]},
+        "properties": {"objectType": "detection", "classification": CLASSIFICATION, "measurements": measurements},
+    }
+
+
+def write_features(path: Path, features: Iterable[dict[str, Any]]) -> None:
+    """Write features as a GeoJSON FeatureCollection, one a line, one after the other and atomically.
+
+    Args:
+        path: The file.
+        features: As :func:`feature` gives them.
+
+    Raises:
+        NucloraError: The disk is full or the path cannot be written.
+    """
+    with atomic_file(path) as file:
+        file.write(b'{"type":"FeatureCollection","features":[\n')
+        for index, one in enumerate(features):
+            line = json.dumps(one, ensure_ascii=False, separators=(",", ":"))
+            file.write((",\n" + line if index else line).encode("utf-8"))
+        file.write(b"\n]}\n")
 
 
 def write_geojson(
     path: Path, labels: NDArray[np.int32], scores: NDArray[np.float32], microns_per_pixel: float | None = None
 ) -> None:
-    """Write the nuclei of a label map as a GeoJSON FeatureCollection, one feature a line, atomically.
+    """Write the nuclei of a label map as GeoJSON, see :func:`write_features`.
 
     Args:
         path: The file.
@@ -68,11 +96,7 @@ def write_geojson(
     Raises:
         NucloraError: The disk is full or the path cannot be written.
     """
-    lines = (
-        json.dumps(feature, ensure_ascii=False, separators=(",", ":"))
-        for feature in features(labels, scores, microns_per_pixel)
-    )
-    write_atomic(path, '{"type":"FeatureCollection","features":[\n' + ",\n".join(lines) + "\n]}\n")
+    write_features(path, features(labels, scores, microns_per_pixel))
 
 
 def outline(mask: NDArray[np.bool_], origin: tuple[int, int] = (0, 0)) -> list[Ring]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -21,6 +22,7 @@ _SMOOTHING = 1.0
 # Nuclei that are less deep are smoothed less: they would vanish.
 _SMOOTHED_FROM_DEPTH = 3.0
 _REACH = 4
+_FINER = 4
 # Half the time of zlib's default for 5 % more bytes.
 _COMPRESSION = 3
 
@@ -68,11 +70,45 @@ def write_overlay(path: Path, image: NDArray[np.uint8], labels: NDArray[np.int32
     Raises:
         NucloraError: The disk is full or the path cannot be written.
     """
+    write_picture(path, draw_outlines(image, labels))
+
+
+def write_picture(path: Path, image: NDArray[np.uint8]) -> None:
+    """Write an image, RGB (H, W, 3), as PNG, atomically.
+
+    Raises:
+        NucloraError: The disk is full or the path cannot be written.
+    """
     from PIL import Image
 
     buffer = io.BytesIO()
-    Image.fromarray(draw_outlines(image, labels)).save(buffer, "PNG", compress_level=_COMPRESSION)
+    Image.fromarray(image).save(buffer, "PNG", compress_level=_COMPRESSION)
     write_atomic(path, buffer.getvalue())
+
+
+def draw_rings(image: NDArray[np.uint8], rings: Sequence[NDArray[np.float64]], colour: tuple[int, int, int]) -> None:
+    """Draw the outline of one nucleus onto an image, where no label map of the whole is at hand.
+
+    Args:
+        image: RGB, (H, W, 3); changed.
+        rings: Closed rings (N, 2) of x and y; the image's first pixel covers 0 to 1.
+        colour: Of the line.
+    """
+    from PIL import Image, ImageDraw
+
+    points = np.concatenate(rings)
+    left, top = np.maximum(np.floor(points.min(0)).astype(int) - 2, 0)
+    part = image[top : int(np.ceil(points[:, 1].max())) + 2, left : int(np.ceil(points[:, 0].max())) + 2]
+    if not part.size:
+        return
+    # Drawn several times as large, and made small: the line's edges are smooth.
+    large = Image.new("L", (part.shape[1] * _FINER, part.shape[0] * _FINER))
+    pen = ImageDraw.Draw(large)
+    for ring in rings:
+        places = [tuple(point) for point in ((ring - (left, top)) * _FINER).tolist()]
+        pen.line(places, fill=255, width=round(_WIDTH * _FINER), joint="curve")
+    cover = np.asarray(large.reduce(_FINER), dtype=np.float32)[..., None] / 255
+    part[:] = np.round(part * (1 - cover) + np.array(colour) * cover)
 
 
 def _depth(mask: NDArray[np.bool_]) -> NDArray[np.float64]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.files import write_atomic
+from nuclora.files import atomic_file
 
 _DIGITS = 4
 # Rows whose optical densities are computed at once; bounds memory, not results.
@@ -83,7 +83,7 @@ def write_columns(path: Path, columns: Mapping[str, NDArray[Any]]) -> None:
 
 
 def write_rows(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]]) -> None:
-    """Write rows as CSV, atomically; fractions are rounded to four decimals.
+    """Write rows as CSV, one after the other and atomically; fractions are rounded to four decimals.
 
     Args:
         path: The file.
@@ -93,12 +93,14 @@ def write_rows(path: Path, header: Sequence[str], rows: Iterable[Iterable[Any]])
     Raises:
         NucloraError: The disk is full or the path cannot be written.
     """
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([round(cell, _DIGITS) if isinstance(cell, float) else cell for cell in row] for row in rows)
-    # Of a file's name that is not UTF-8 the stray bytes are written out, as in \\udcff.
-    write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    with atomic_file(path) as file:
+        # Of a file's name that is not UTF-8 the stray bytes are written out, as in \\udcff.
+        text = io.TextIOWrapper(file, encoding="utf-8", errors="backslashreplace", newline="")
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(header)
+        writer.writerows([round(cell, _DIGITS) if isinstance(cell, float) else cell for cell in row] for row in rows)
+        # Written out, and not closed with it: the file is not finished.
+        text.detach()
 
 
 def _mean_haematoxylin(image: NDArray[np.uint8], labels: NDArray[np.int32]) -> NDArray[np.float64]:

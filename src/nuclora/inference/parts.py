@@ -1,0 +1,147 @@
+"""What is found of a slide while it is worked on: a file a block, so that a killed prediction goes on.
+
+NAME.parts/
+  made-from.json    the slide, the adapter and all settings: parts made of something else are never mixed in
+  000012.npz        the nuclei that block 12 owns
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from nuclora.errors import NucloraError
+from nuclora.files import disk_errors, write_atomic
+from nuclora.inference.blocks import Found
+
+_MADE_FROM: Final = "made-from.json"
+_COLUMN: Final = "column-"
+
+
+class Parts:
+    """The parts of one slide.
+
+    Args:
+        root: Their folder; made with the first part.
+        made_from: What they are made from; JSON values only.
+        overwrite: Drop what is there of something else, instead of refusing it.
+
+    Raises:
+        NucloraError: There are parts of something else, or their note is damaged.
+    """
+
+    def __init__(self, root: Path, made_from: Mapping[str, Any], *, overwrite: bool = False) -> None:
+        self.root = root
+        self._note = json.dumps(made_from, sort_keys=True)
+        if not root.exists():
+            return
+        note = root / _MADE_FROM
+        if note.is_file() and note.read_text("utf-8") == self._note:
+            return
+        if not overwrite:
+            raise NucloraError(
+                f"there is unfinished work that was made differently: {self._differing(note)}",
+                path=root,
+                mend="name another folder with -o, or drop it with --overwrite",
+            )
+        self.remove()
+
+    def __contains__(self, index: int) -> bool:
+        return self._path(index).is_file()
+
+    def indices(self) -> list[int]:
+        """Numbers of the blocks that are done, ascending."""
+        return sorted(int(path.stem) for path in self.root.glob("*.npz"))
+
+    def write(self, index: int, found: Found, seconds: float) -> None:
+        """Keep what a block found, and how long it took.
+
+        Raises:
+            NucloraError: The disk is full, or nothing can be written there.
+        """
+        if not (self.root / _MADE_FROM).exists():
+            write_atomic(self.root / _MADE_FROM, self._note)
+        rings = [ring for outline in found.outlines for ring in outline]
+        arrays = {
+            "origin": np.array(found.origin),
+            "seconds": np.array(seconds),
+            "labels": found.labels,
+            "points": np.concatenate([np.empty((0, 2)), *rings]),
+            "points_of_ring": np.array([len(ring) for ring in rings], dtype=np.int64),
+            "rings_of_nucleus": np.array([len(outline) for outline in found.outlines], dtype=np.int64),
+        } | {f"{_COLUMN}{name}": values for name, values in found.columns.items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+        write_atomic(self._path(index), buffer.getvalue())
+
+    def read(self, index: int) -> Found:
+        """Read what a block found.
+
+        Raises:
+            NucloraError: Its file is damaged.
+        """
+        arrays = self._load(index)
+        rings = iter(np.split(arrays["points"], np.cumsum(arrays["points_of_ring"])[:-1]))
+        outlines = [[next(rings) for _ in range(count)] for count in arrays["rings_of_nucleus"].tolist()]
+        columns = {name.removeprefix(_COLUMN): arrays[name] for name in arrays if name.startswith(_COLUMN)}
+        return Found((int(arrays["origin"][0]), int(arrays["origin"][1])), arrays["labels"], columns, outlines)
+
+    def seconds(self) -> float:
+        """How long all of them took."""
+        return sum(float(self._load(index, "seconds")["seconds"]) for index in self.indices())
+
+    def totals(self) -> tuple[int, float]:
+        """How many nuclei there are in all of them, and their area in pixels of level 0."""
+        areas = [self._load(index, f"{_COLUMN}area_px")[f"{_COLUMN}area_px"] for index in self.indices()]
+        return sum(map(len, areas)), float(sum(area.sum() for area in areas))
+
+    def numbered(self) -> Iterator[tuple[int, int, Found]]:
+        """Each part in order: its block's number, how many nuclei come before it, and what it found."""
+        before = 0
+        for index in self.indices():
+            found = self.read(index)
+            yield index, before, found
+            before += len(found.outlines)
+
+    def remove(self) -> None:
+        """Remove all of them."""
+        remove_parts(self.root)
+
+    def _path(self, index: int) -> Path:
+        return self.root / f"{index:06d}.npz"
+
+    def _load(self, index: int, *wanted: str) -> dict[str, Any]:
+        path = self._path(index)
+        try:
+            with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
+                return {name: file[name] for name in wanted or file.files}
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+            raise NucloraError(
+                "damaged", path=path, mend="delete it and run the same command again: it alone is made anew"
+            ) from error
+
+    def _differing(self, note: Path) -> str:
+        try:
+            there, wanted = json.loads(note.read_text("utf-8")), json.loads(self._note)
+            return "other " + ", ".join(key for key in wanted if there.get(key) != wanted[key])
+        except (OSError, ValueError, AttributeError):
+            return f"no sound {_MADE_FROM}"
+
+
+def remove_parts(root: Path) -> None:
+    """Remove the folder of a slide's parts, if there is one.
+
+    Raises:
+        NucloraError: It cannot be removed.
+    """
+    if root.exists():
+        with disk_errors(root):
+            shutil.rmtree(root)

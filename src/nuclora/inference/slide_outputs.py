@@ -1,0 +1,145 @@
+"""The outputs of a slide, streamed from its parts: none needs memory that grows with the slide."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import tifffile
+from numpy.typing import NDArray
+
+from nuclora.files import atomic_file
+from nuclora.inference.blocks import Block
+from nuclora.inference.canvas import Canvas
+from nuclora.inference.parts import Parts
+from nuclora.io.geojson import feature, write_features
+from nuclora.io.overlay import OUTLINE_COLOURS, draw_rings, write_picture
+from nuclora.io.tables import measure_nuclei, write_rows
+
+OVERVIEW_SIDE: Final = 4096
+"""The overlay's longer side has at most so many pixels."""
+
+_TILE = 512
+# Parts that are held at once while label tiles are written: a tile meets four at most.
+_HELD = 8
+
+
+def write_table(path: Path, parts: Parts) -> None:
+    """Write the measurements of all nuclei as CSV.
+
+    Args:
+        path: The file.
+        parts: All parts of the slide.
+    """
+
+    def rows() -> Iterator[tuple[Any, ...]]:
+        for _, before, found in parts.numbered():
+            columns = found.columns | {"label": found.columns["label"] + before}
+            yield from zip(*(columns[name].tolist() for name in header), strict=True)
+
+    nothing = np.zeros((1, 1), dtype=np.int32)
+    header = list(measure_nuclei(np.zeros((1, 1, 3), dtype=np.uint8), nothing, np.empty(0, dtype=np.float32), 1.0))
+    write_rows(path, header, rows())
+
+
+def write_nuclei(path: Path, canvas: Canvas, parts: Parts) -> None:
+    """Write all nuclei as GeoJSON, in pixels of level 0.
+
+    Args:
+        path: The file.
+        canvas: Where they lie.
+        parts: All parts of the slide.
+    """
+
+    def features() -> Iterator[dict[str, Any]]:
+        for _, before, found in parts.numbered():
+            scores, areas = found.columns["score"].tolist(), found.columns["area_px"].tolist()
+            for label, (rings, score, area) in enumerate(zip(found.outlines, scores, areas, strict=True), before + 1):
+                yield feature(label, rings, score, round(area, 4), canvas.microns_per_pixel)
+
+    write_features(path, features())
+
+
+def write_labels(path: Path, canvas: Canvas, blocks: Sequence[Block], parts: Parts) -> None:
+    """Write the label map of a canvas as a tiled, losslessly compressed BigTIFF of int32.
+
+    Args:
+        path: The file.
+        canvas: The canvas, whose pixels the map's are.
+        blocks: The blocks that it was cut into.
+        parts: All parts of the slide.
+    """
+    before = {index: count for index, count, _ in parts.numbered()}
+
+    @functools.lru_cache(_HELD)
+    def labels(index: int) -> tuple[tuple[int, int], NDArray[np.int32]]:
+        found = parts.read(index)
+        return found.origin, np.where(found.labels > 0, found.labels + before[index], 0).astype(np.int32)
+
+    def tiles() -> Iterator[NDArray[np.int32]]:
+        for top in range(0, canvas.shape[0], _TILE):
+            in_row = [block for block in blocks if block.index in before and _meets(block, 0, top)]
+            for left in range(0, canvas.shape[1], _TILE):
+                tile = np.zeros((_TILE, _TILE), dtype=np.int32)
+                for block in in_row:
+                    if _meets(block, 1, left):
+                        _paint(tile, (top, left), *labels(block.index))
+                yield tile
+
+    density = 1e4 / (canvas.microns_per_pixel * canvas.scale)
+    with atomic_file(path) as file:
+        tifffile.imwrite(
+            file,
+            tiles(),
+            shape=canvas.shape,
+            dtype=np.int32,
+            bigtiff=True,
+            tile=(_TILE, _TILE),
+            compression="zlib",
+            photometric="minisblack",
+            resolution=(density, density),
+            resolutionunit="CENTIMETER",
+            metadata=None,
+            maxworkers=1,
+        )
+
+
+def write_overview(path: Path, canvas: Canvas, parts: Parts) -> None:
+    """Write the region as a PNG with the outlines of its nuclei, as large as level 0 or as a screen can show.
+
+    Args:
+        path: The file.
+        canvas: The canvas.
+        parts: All parts of the slide.
+    """
+    region = canvas.region
+    scale = max(1.0, max(region.width, region.height) / OVERVIEW_SIDE)
+    picture = canvas.slide.read(*region, scale)
+    corner = np.array([region.left, region.top])
+    for _, before, found in parts.numbered():
+        for label, rings in enumerate(found.outlines, before + 1):
+            colour = OUTLINE_COLOURS[label % len(OUTLINE_COLOURS)]
+            draw_rings(picture, [(ring - corner) / scale for ring in rings], colour)
+    write_picture(path, picture)
+
+
+def _meets(block: Block, axis: int, start: int) -> bool:
+    """Whether a nucleus of a block may lie in the row or column of tiles that begins there."""
+    framed = block.framed[axis]
+    return framed.start < start + _TILE and framed.stop > start
+
+
+def _paint(tile: NDArray[np.int32], place: tuple[int, int], origin: tuple[int, int], labels: NDArray[np.int32]) -> None:
+    here, there = [], []
+    for start, at, length in zip(place, origin, labels.shape, strict=True):
+        first, stop = max(start, at), min(start + _TILE, at + length)
+        if first >= stop:
+            return
+        here.append(slice(first - start, stop - start))
+        there.append(slice(first - at, stop - at))
+    part = tile[here[0], here[1]]
+    # Nuclei of two blocks meet only where one is wider than the halo: the first keeps the pixel.
+    np.copyto(part, labels[there[0], there[1]], where=part == 0)

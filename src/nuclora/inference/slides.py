@@ -1,0 +1,260 @@
+"""One slide: block by block to its nuclei, with memory that does not grow with the slide."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+from nuclora.data.targets import MAPS, STRIDE
+from nuclora.inference.blocks import HALO, WINDOWS, Block, find_nuclei, plan_blocks
+from nuclora.inference.canvas import Canvas, Region, Tissue, find_tissue, make_canvas
+from nuclora.inference.image_files import ImageFile
+from nuclora.inference.outputs import OutputFolder, Row
+from nuclora.inference.parts import Parts
+from nuclora.inference.predictor import Maps, Predictor
+from nuclora.inference.slide_outputs import write_labels, write_nuclei, write_overview, write_table
+from nuclora.inference.windows import Known
+from nuclora.io.slides import open_slide
+from nuclora.recipe import EvaluateSettings
+
+BlockProgress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """How slides are taken.
+
+    Attributes:
+        microns_per_pixel: Of level 0; by default the file is asked.
+        adapters_microns: Microns per pixel that the adapter was trained at, where known.
+        region: A rectangle in pixels of level 0; by default all.
+        everywhere: Look for nuclei on glass too.
+    """
+
+    microns_per_pixel: float | None = None
+    adapters_microns: float | None = None
+    region: Region | None = None
+    everywhere: bool = False
+
+
+@contextlib.contextmanager
+def open_canvas(path: Path, options: SlideOptions) -> Iterator[Canvas]:
+    """Open what of a slide is to be predicted.
+
+    Args:
+        path: The slide.
+        options: How it is taken.
+
+    Raises:
+        NucloraError: As :func:`nuclora.io.slides.open_slide` and :func:`nuclora.inference.canvas.make_canvas`.
+    """
+    with open_slide(path, options.microns_per_pixel) as slide:
+        yield make_canvas(slide, options.region, options.adapters_microns)
+
+
+def describe(path: Path, options: SlideOptions) -> tuple[str, dict[str, Any]]:
+    """What the outputs of a slide are made from, besides its file.
+
+    Args:
+        path: The slide.
+        options: How it is taken.
+
+    Returns:
+        What identifies it where its pixels lie in more files; and what tells this way of taking it from others.
+
+    Raises:
+        NucloraError: As :func:`open_canvas`.
+    """
+    with open_canvas(path, options) as canvas:
+        return canvas.slide.identity, {
+            "microns_per_pixel": canvas.microns_per_pixel,
+            "region": list(canvas.region),
+            "scale": canvas.scale,
+            "tissue_mask": not options.everywhere,
+        }
+
+
+def predict_slide(
+    image: ImageFile,
+    folder: OutputFolder,
+    *,
+    sha256: str,
+    made_by: dict[str, Any],
+    predictor: Predictor,
+    formats: Sequence[str],
+    settings: EvaluateSettings,
+    options: SlideOptions,
+    overwrite: bool = False,
+    progress: BlockProgress | None = None,
+) -> None:
+    """Find the nuclei of a slide, going on from the blocks that are done, and write them down.
+
+    Args:
+        image: The slide.
+        folder: Where the outputs go; held.
+        sha256: The slide's hash.
+        made_by: What tells this adapter, these settings and this way of taking the slide from others.
+        predictor: The model.
+        formats: Which of :data:`nuclora.inference.outputs.FORMATS` to write.
+        settings: How to segment.
+        options: How the slide is taken.
+        overwrite: Drop blocks that were made differently.
+        progress: As in :func:`predict_blocks`.
+
+    Raises:
+        NucloraError: The slide is damaged, or the disk is full; what is done stays.
+    """
+    made_from = {"slide": sha256, **made_by, "blocks": [WINDOWS, HALO, *predictor.lattice]}
+    parts = Parts(folder.parts(image.name), made_from, overwrite=overwrite)
+    with open_canvas(image.path, options) as canvas:
+        tissue = find_tissue(canvas, options.everywhere)
+        blocks = list(plan_blocks(canvas.shape, predictor.lattice))
+        predict_blocks(canvas, blocks, tissue, predictor, settings, parts, progress)
+        wanted = folder.begin(image, sha256, made_by, formats)
+        began = time.monotonic()
+        for output in wanted:
+            write_output(folder.path(image.name, output), output, canvas, blocks, parts)
+        count, area = parts.totals()
+        seconds = parts.seconds() + time.monotonic() - began
+        mean = area / count if count else None
+        row = Row(
+            str(image.path), canvas.region.width, canvas.region.height, count, mean, seconds, tissue.mm2, _peak_mb()
+        )
+    folder.finish(image.name, wanted, row)
+    parts.remove()
+
+
+def predict_blocks(
+    canvas: Canvas,
+    blocks: Sequence[Block],
+    tissue: Tissue,
+    predictor: Predictor,
+    settings: EvaluateSettings,
+    parts: Parts,
+    progress: BlockProgress | None = None,
+) -> None:
+    """Find the nuclei of all blocks that show tissue and are not done, and keep them.
+
+    While the model works on one block, one thread reads the next, and another decodes and measures the last.
+
+    Args:
+        canvas: What of the slide is predicted.
+        blocks: All blocks that it is cut into.
+        tissue: Where on it there is tissue. Windows without are not predicted: there is nothing in them.
+        predictor: The model.
+        settings: How to segment.
+        parts: Where to keep what is found.
+        progress: Called with the number of blocks done and of all, first with those that were done before.
+
+    Raises:
+        NucloraError: The slide is damaged, or the disk is full; blocks that are done stay.
+    """
+    blocks = [block for block in blocks if _with_tissue(block, tissue)]
+    missing = [block for block in blocks if block.index not in parts]
+    done = len(blocks) - len(missing)
+    if progress:
+        progress(done, len(blocks))
+    known: Known = {}
+    last: Future[None] | None = None
+    began = time.monotonic()
+
+    def finish(block: Block, maps: Maps, pixels: NDArray[np.uint8]) -> None:
+        nonlocal began
+        found = find_nuclei(block, maps, pixels, predictor, settings, canvas)
+        now = time.monotonic()
+        parts.write(block.index, found, now - began)
+        began = now
+
+    with ThreadPoolExecutor(1) as reader, ThreadPoolExecutor(1) as finisher:
+        for block, pixels in _ahead(reader, missing, lambda block: canvas.read(*block.seen)):
+            known = _known(block, known, tissue)
+            maps = predictor.maps(pixels, settings.decode.views, part=block.part, known=known)
+            if last:
+                done = _await(last, done, len(blocks), progress)
+            last = finisher.submit(finish, block, maps, pixels)
+        if last:
+            _await(last, done, len(blocks), progress)
+
+
+def write_output(path: Path, output: str, canvas: Canvas, blocks: Sequence[Block], parts: Parts) -> None:
+    """Write one output of a slide from its parts, atomically.
+
+    Args:
+        path: The file.
+        output: One of :data:`nuclora.inference.outputs.FORMATS`.
+        canvas: What of the slide was predicted.
+        blocks: The blocks that it was cut into.
+        parts: All parts.
+
+    Raises:
+        NucloraError: The disk is full.
+    """
+    if output == "labels":
+        write_labels(path, canvas, blocks, parts)
+    elif output == "overlay":
+        write_overview(path, canvas, parts)
+    elif output == "geojson":
+        write_nuclei(path, canvas, parts)
+    else:
+        write_table(path, parts)
+
+
+def _with_tissue(block: Block, tissue: Tissue) -> bool:
+    return any(_shows(place, block, tissue) for place in block.windows())
+
+
+def _shows(place: tuple[int, int], block: Block, tissue: Tissue) -> bool:
+    rows, columns = (
+        range(start, min(start + block.lattice[0], length)) for start, length in zip(place, block.shape, strict=True)
+    )
+    return tissue.meets(rows, columns)
+
+
+def _known(block: Block, before: Known, tissue: Tissue) -> Known:
+    """The maps of a block's windows that need no prediction: those of the block before it, and those of glass."""
+    side = block.lattice[0] // STRIDE
+    glass = np.zeros((len(MAPS) + 1, side, side), dtype=np.float32)
+    known = {place: before[place] for place in block.windows() if place in before}
+    return known | {place: glass for place in block.windows() if not _shows(place, block, tissue)}
+
+
+def _ahead(
+    reader: ThreadPoolExecutor, blocks: Iterable[Block], read: Callable[[Block], NDArray[np.uint8]]
+) -> Iterator[tuple[Block, NDArray[np.uint8]]]:
+    """Each block with its pixels, while the next one's are read."""
+    waiting: list[tuple[Block, Future[NDArray[np.uint8]]]] = []
+    for block in blocks:
+        waiting.append((block, reader.submit(read, block)))
+        if len(waiting) > 1:
+            first, pixels = waiting.pop(0)
+            yield first, pixels.result()
+    for first, pixels in waiting:
+        yield first, pixels.result()
+
+
+def _await(last: Future[None], done: int, total: int, progress: BlockProgress | None) -> int:
+    last.result()
+    if progress:
+        progress(done + 1, total)
+    return done + 1
+
+
+def _peak_mb() -> float:
+    """Most memory that this process has held so far, in megabytes."""
+    if sys.platform == "win32":
+        return float(psutil.Process().memory_info().peak_wset) / 1e6
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # In bytes on macOS, in kibibytes elsewhere.
+    return peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6

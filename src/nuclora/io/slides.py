@@ -1,0 +1,210 @@
+"""The files that slides come in: those that OpenSlide knows, and TIFF read tile by tile."""
+
+from __future__ import annotations
+
+import contextlib
+import struct
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Final
+
+import numpy as np
+import tifffile
+
+from nuclora.errors import NucloraError
+from nuclora.io.microns import of_openslide, of_tiff
+from nuclora.io.pyramid import GLASS, Level, Pixels, Slide
+
+SLIDE_SUFFIXES: Final = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif"})
+"""Of files that are always slides; a TIFF may be one, see :func:`is_slide`."""
+
+TIFF_SUFFIXES: Final = frozenset({".tif", ".tiff"})
+
+# OpenSlide places a rectangle of a coarser level by pixels of level 0, and so between the level's own pixels.
+# Rectangles of one grid give the same pixels whatever is read around them.
+_GRID = 512
+# Pixels of a strip or tile that are decoded at once.
+_LARGEST_SEGMENT = 1 << 26
+_JPEG = frozenset({6, 7, 33007, 34892})
+_NO_TIFF = (OSError, ValueError, IndexError, KeyError, struct.error, tifffile.TiffFileError)
+
+
+def is_slide(path: Path, pixels: int) -> bool:
+    """Whether a file is a slide: by its suffix, or a TIFF of several levels or of more than so many pixels."""
+    suffix = path.suffix.lower()
+    if suffix not in TIFF_SUFFIXES:
+        return suffix in SLIDE_SUFFIXES
+    try:
+        with tifffile.TiffFile(path) as tiff:
+            first = tiff.series[0].levels
+            return len(first) > 1 or int(first[0].keyframe.imagewidth) * int(first[0].keyframe.imagelength) > pixels
+    except _NO_TIFF:
+        # Read as an image it is refused by name.
+        return False
+
+
+def open_slide(path: Path, microns_per_pixel: float | None = None) -> Slide:
+    """Open a slide.
+
+    Args:
+        path: A file that OpenSlide knows (SVS, NDPI, MRXS, SCN, VMS, VMU, BIF, TIFF of these makers), or any TIFF of
+            8-bit RGB, best with tiles and levels (OME-TIFF is one).
+        microns_per_pixel: Of level 0; by default the file is asked, see :mod:`nuclora.io.microns`.
+
+    Raises:
+        NucloraError: No such file, damaged, not 8-bit RGB, or OpenSlide is needed and not installed.
+    """
+    if not path.is_file():
+        raise NucloraError("no such file", path=path)
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        library = _openslide()
+        # What it calls generic it knows less well than tifffile: no levels in sub-IFDs, no 16-bit told from 8.
+        if library is None or library.OpenSlide.detect_format(str(path)) in (None, "generic-tiff"):
+            return TiffSlide(path, microns_per_pixel)
+    else:
+        library = _openslide()
+        if library is None:
+            raise NucloraError(
+                "this kind of slide needs OpenSlide", path=path, mend="install it: pip install 'nuclora[slides]'"
+            )
+    return OpenSlideSlide(library, path, microns_per_pixel)
+
+
+def _openslide() -> ModuleType | None:
+    try:
+        import openslide
+    except ImportError:
+        return None
+    module: ModuleType = openslide
+    return module
+
+
+class OpenSlideSlide(Slide):
+    """A slide read by OpenSlide; what is transparent is glass."""
+
+    def __init__(self, library: ModuleType, path: Path, microns_per_pixel: float | None) -> None:
+        try:
+            self._slide = library.OpenSlide(str(path))
+        except library.OpenSlideError as error:
+            what = " ".join(str(error).split())
+            raise NucloraError(
+                f"OpenSlide cannot read it ({what[:160]})", path=path, mend="the file is damaged or no slide"
+            ) from error
+        properties = dict(self._slide.properties)
+        levels = [Level(width, height) for width, height in self._slide.level_dimensions]
+        identity = properties.get(library.PROPERTY_NAME_QUICKHASH1, "")
+        super().__init__(path, levels, microns_per_pixel or of_openslide(properties), identity)
+
+    def close(self) -> None:
+        self._slide.close()
+
+    def read_level(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
+        if level == 0:
+            return self._read(0, left, top, width, height)
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        size = self.levels[level]
+        for row in range(top // _GRID * _GRID, top + height, _GRID):
+            for column in range(left // _GRID * _GRID, left + width, _GRID):
+                of_grid = self._read(level, column, row, min(_GRID, size.width - column), min(_GRID, size.height - row))
+                _paste(pixels, (top, left), of_grid, (row, column))
+        return pixels
+
+    def _read(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
+        downsample = self._slide.level_downsamples[level]
+        place = round(left * downsample), round(top * downsample)
+        seen = np.asarray(self._slide.read_region(place, level, (width, height)))
+        opaque = seen[..., 3:]
+        if opaque.min() == 255:
+            return np.ascontiguousarray(seen[..., :3])
+        covered = opaque / np.float32(255)
+        return np.rint(seen[..., :3] * covered + GLASS * (1 - covered)).astype(np.uint8)
+
+
+class TiffSlide(Slide):
+    """A slide read by tifffile, of which only the tiles (or strips) that are asked for are decoded."""
+
+    def __init__(self, path: Path, microns_per_pixel: float | None) -> None:
+        with contextlib.ExitStack() as stack:
+            try:
+                self._file = stack.enter_context(tifffile.TiffFile(path))
+                self._pages = [level.pages[0] for level in self._file.series[0].levels]
+                keyframes = [page.keyframe for page in self._pages]
+                known = microns_per_pixel or of_tiff(self._file)
+            except _NO_TIFF as error:
+                what = " ".join(str(error).split()) or type(error).__name__
+                raise NucloraError(
+                    f"cannot be read as TIFF ({what[:160]})", path=path, mend="the file is damaged: get it again"
+                ) from error
+            _require_rgb(self._file.series[0], path)
+            levels = [Level(int(page.imagewidth), int(page.imagelength)) for page in keyframes]
+            super().__init__(path, levels, known)
+            stack.pop_all()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def read_level(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
+        page = self._pages[level]
+        key = page.keyframe
+        tall = int(key.tilelength if key.is_tiled else min(key.rowsperstrip, key.imagelength))
+        wide = int(key.tilewidth if key.is_tiled else key.imagewidth)
+        in_a_row = -(-int(key.imagewidth) // wide)
+        pixels = np.empty((height, width, 3), dtype=np.uint8)
+        for row in range(top // tall, -(-(top + height) // tall)):
+            for column in range(left // wide, -(-(left + width) // wide)):
+                segment = self._segment(page, row * in_a_row + column)
+                if segment is None:
+                    segment = np.full((tall, wide, 3), GLASS, dtype=np.uint8)
+                _paste(pixels, (top, left), segment, (row * tall, column * wide))
+        return pixels
+
+    def _segment(self, page: Any, index: int) -> Pixels | None:
+        """One tile or strip; None where the file leaves it out."""
+        start, count = page.dataoffsets[index], page.databytecounts[index]
+        if not count:
+            return None
+        with self._file.filehandle.lock:
+            self._file.filehandle.seek(start)
+            data = self._file.filehandle.read(count)
+        if len(data) < count:
+            raise ValueError(f"cut short: {len(data)} of {count} bytes of tile {index}")
+        options: dict[str, Any] = {"_fullsize": page.keyframe.is_tiled}
+        if page.keyframe.compression in _JPEG:
+            options |= {"jpegtables": page.jpegtables, "jpegheader": page.keyframe.jpegheader}
+        decoded = page.keyframe.decode(data, index, **options)[0]
+        return None if decoded is None else np.asarray(decoded)[0, :, :, :3]
+
+
+def _paste(pixels: Pixels, origin: tuple[int, int], part: Pixels, place: tuple[int, int]) -> None:
+    """Copy a part where it meets the pixels; both are placed by row and column of their first pixel."""
+    here, there = [], []
+    for begin, at, length, of_part in zip(origin, place, pixels.shape, part.shape, strict=False):
+        first, stop = max(begin, at), min(begin + length, at + of_part)
+        here.append(slice(first - begin, stop - begin))
+        there.append(slice(first - at, stop - at))
+    pixels[here[0], here[1]] = part[there[0], there[1]]
+
+
+def _require_rgb(series: Any, path: Path) -> None:
+    key = series.levels[0].keyframe
+    if key.dtype != np.uint8:
+        raise NucloraError(
+            f"{key.dtype} slide where 8 bits a channel are expected", path=path, mend="convert it to 8-bit RGB"
+        )
+    colours = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
+    if key.samplesperpixel not in (3, 4) or key.photometric not in colours or len(series.levels[0].pages) > 1:
+        raise NucloraError(
+            f"not an RGB slide: {key.samplesperpixel} channel(s) and {len(series.levels[0].pages)} page(s) of"
+            f" {key.photometric.name}",
+            path=path,
+            mend="convert it to 8-bit RGB",
+        )
+    if key.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
+        raise NucloraError("its channels are stored apart", path=path, mend="save it with interleaved RGB pixels")
+    segment = (
+        key.tilelength * key.tilewidth if key.is_tiled else min(key.rowsperstrip, key.imagelength) * key.imagewidth
+    )
+    if segment > _LARGEST_SEGMENT:
+        raise NucloraError(
+            f"stored in pieces of {segment} pixels, which must be decoded whole", path=path, mend="save it with tiles"
+        )

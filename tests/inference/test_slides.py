@@ -1,0 +1,266 @@
+"""Slides to files of their nuclei: outputs, going on after a kill, and what is told in one line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tifffile
+from shapely.geometry import Polygon, shape
+from skimage.measure import regionprops
+
+from nuclora.data.images import read_image
+from nuclora.errors import NucloraError
+from nuclora.inference import slides as module
+from nuclora.inference.canvas import Region
+from nuclora.inference.image_files import find_images
+from nuclora.inference.images import Outcome, predict_images
+from nuclora.inference.outputs import FORMATS, open_outputs
+from nuclora.inference.parts import Parts
+from nuclora.inference.slides import SlideOptions
+from nuclora.io.labels import read_labels
+from slide_makers import write_slide
+from spots import SETTINGS, SpotPredictor, spots
+
+MADE_BY = {"adapter": {"sha": "a"}, "settings": {}, "precision": "no"}
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many blocks on a small slide."""
+    from nuclora.inference import blocks
+
+    plan = blocks.plan_blocks
+    monkeypatch.setattr(module, "plan_blocks", lambda shape, lattice: plan(shape, lattice, 1))
+    monkeypatch.setattr(blocks, "HALO", 32)
+
+
+@pytest.fixture
+def image() -> np.ndarray:
+    image = np.full((170, 260, 3), 245, np.uint8)
+    image[:, :170] = spots(170, 170)
+    return image
+
+
+@pytest.fixture
+def slide(image: np.ndarray, tmp_path: Path) -> Path:
+    return write_slide(tmp_path / "slide.tif", image, 4.0)
+
+
+def predict(slide: Path, out: Path, options: SlideOptions | None = None, **more: Any) -> Outcome:
+    with open_outputs(out) as folder:
+        return predict_images(
+            find_images([slide]),
+            folder,
+            **(
+                {
+                    "made_by": MADE_BY,
+                    "load": SpotPredictor,
+                    "formats": tuple(FORMATS),
+                    "settings": SETTINGS,
+                    "slides": options or SlideOptions(),
+                }
+                | more
+            ),
+        )
+
+
+def outputs(out: Path) -> dict[str, bytes]:
+    return {ending: (out / f"slide{ending}").read_bytes() for ending in FORMATS.values()}
+
+
+def stop_after(blocks: int) -> Callable[[str, int, int], None]:
+    def progress(name: str, done: int, total: int) -> None:
+        assert (name, total > blocks) == ("slide", True)
+        if done >= blocks:
+            raise KeyboardInterrupt
+
+    return progress
+
+
+def test_every_output_of_a_slide(slide: Path, image: np.ndarray, tmp_path: Path) -> None:
+    outcome = predict(slide, tmp_path / "out")
+    expected = SpotPredictor().nuclei(image, SETTINGS)
+    (row,) = outcome.rows
+    assert (row.nuclei, row.width, row.height) == (len(expected.scores), 260, 170)
+    assert row.tissue_mm2 is not None
+    assert 0.3 < row.tissue_mm2 / (260 * 170 * 16e-6) < 0.8
+    assert row.peak_mb is not None
+    assert row.peak_mb > 50
+    out = tmp_path / "out"
+    assert {path.name for path in out.iterdir()} == {
+        *(f"slide{ending}" for ending in FORMATS.values()), "summary.csv", "predict.jsonl", ".lock",
+    }  # fmt: skip
+    labels = read_labels(out / "slide.labels.tif")
+    np.testing.assert_array_equal(labels > 0, expected.labels > 0)
+    assert labels.max() == row.nuclei
+    with tifffile.TiffFile(out / "slide.labels.tif") as tiff:
+        assert tiff.is_bigtiff
+        assert tiff.pages[0].is_tiled
+    features = json.loads((out / "slide.geojson").read_text("utf-8"))["features"]
+    with (out / "slide.csv").open(encoding="utf-8") as file:
+        table = list(csv.DictReader(file))
+    by_label = {region.label: region for region in regionprops(labels)}
+    assert len(features) == len(table) == len(by_label) == row.nuclei
+    for number, (one, measured) in enumerate(zip(features, table, strict=True), start=1):
+        region = by_label[number]
+        assert int(measured["label"]) == one["properties"]["measurements"]["Label"] == number
+        assert int(measured["area_px"]) == region.area
+        assert float(measured["area_um2"]) == pytest.approx(region.area * 16, rel=1e-3)
+        np.testing.assert_allclose(
+            [float(measured["centroid_y"]), float(measured["centroid_x"])], region.centroid, atol=1e-4
+        )
+        polygon = shape(one["geometry"])
+        assert isinstance(polygon, Polygon)
+        assert polygon.is_valid
+        top, left, bottom, right = region.bbox
+        assert polygon.bounds == (left, top, right, bottom)
+    overlay = read_image(out / "slide.overlay.png")
+    assert overlay.shape == image.shape
+    assert (overlay != image).any(axis=2)[:, :175].mean() > 0.1
+    np.testing.assert_array_equal(overlay[:, 200:], image[:, 200:])
+    assert "trained" in outcome.notes[0]
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+def test_interrupted_it_goes_on_and_ends_with_the_same_bytes(blocks: int, slide: Path, tmp_path: Path) -> None:
+    predict(slide, tmp_path / "unbroken")
+    out = tmp_path / "broken"
+    with pytest.raises(KeyboardInterrupt):
+        predict(slide, out, block_progress=stop_after(blocks))
+    kept = {path: path.stat().st_mtime_ns for path in (out / "slide.parts").glob("*.npz")}
+    assert len(kept) >= blocks
+    assert not list(out.glob("slide.*.*"))
+    told: list[int] = []
+    predict(slide, out, block_progress=lambda name, done, total: told.append(done))
+    assert told[0] == len(kept)
+    assert outputs(out) == outputs(tmp_path / "unbroken")
+    assert not (out / "slide.parts").exists()
+
+
+def test_killed_between_two_outputs_it_computes_nothing_again(
+    slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, calls = module.write_output, 0
+
+    def die(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 3:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    monkeypatch.setattr(module, "write_output", die)
+    with pytest.raises(KeyboardInterrupt):
+        predict(slide, tmp_path / "out")
+    predictor = SpotPredictor()
+    predict(slide, tmp_path / "out", load=lambda: predictor)
+    assert predictor.seen == 0
+    assert len(outputs(tmp_path / "out")) == 4
+    # Killed once more before the parts were removed: they go when the outputs are found to be there.
+    Parts(tmp_path / "out" / "slide.parts", {}).root.mkdir()
+    assert predict(slide, tmp_path / "out").kept == {str(slide)}
+    assert not (tmp_path / "out" / "slide.parts").exists()
+
+
+def test_parts_of_another_make_are_refused_and_dropped_when_told(slide: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        predict(slide, out, block_progress=stop_after(2))
+    for other, told in (
+        ({"made_by": MADE_BY | {"adapter": {"sha": "b"}}}, "other adapter"),
+        ({"options": SlideOptions(region=Region(0, 0, 200, 100))}, "other region"),
+        ({"options": SlideOptions(microns_per_pixel=3.9)}, "other microns_per_pixel"),
+        ({"options": SlideOptions(everywhere=True)}, "other tissue_mask"),
+    ):
+        with pytest.raises(NucloraError, match=rf"slide\.parts: there is unfinished .*: {told}; name another"):
+            predict(slide, out, **other)
+    everywhere = SlideOptions(everywhere=True)
+    with pytest.raises(KeyboardInterrupt):
+        predict(slide, out, everywhere, overwrite=True, block_progress=stop_after(2))
+    # The same command goes on.
+    told_done: list[int] = []
+    predict(slide, out, everywhere, overwrite=True, block_progress=lambda name, done, total: told_done.append(done))
+    assert told_done[0] >= 2
+
+
+def test_a_damaged_part_is_named(slide: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        predict(slide, out, block_progress=stop_after(2))
+    part = sorted((out / "slide.parts").glob("*.npz"))[0]
+    part.write_bytes(part.read_bytes()[:-30])
+    with pytest.raises(NucloraError, match=r"\.npz: damaged; delete it and run the same command again"):
+        predict(slide, out)
+    part.unlink()
+    assert predict(slide, out).rows[0].nuclei > 30
+
+
+def test_a_full_disk_keeps_what_is_done(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from nuclora.inference import parts as of_parts
+
+    write, calls = of_parts.write_atomic, 0
+
+    def full(path: Path, content: bytes | str) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > 3:
+            raise NucloraError("cannot write (No space left on device)", path=path, mend="free some space")
+        write(path, content)
+
+    monkeypatch.setattr(of_parts, "write_atomic", full)
+    with pytest.raises(NucloraError, match="No space left"):
+        predict(slide, tmp_path / "out")
+    monkeypatch.undo()
+    assert len(list((tmp_path / "out" / "slide.parts").glob("*.npz"))) == 2
+
+
+def test_a_region_of_a_slide(slide: Path, image: np.ndarray, tmp_path: Path) -> None:
+    region = Region(30, 20, 121, 80)
+    (row,) = predict(slide, tmp_path / "out", SlideOptions(region=region)).rows
+    expected = SpotPredictor().nuclei(image[20:100, 30:151], SETTINGS)
+    assert (row.width, row.height, row.nuclei) == (121, 80, len(expected.scores))
+    np.testing.assert_array_equal(read_labels(tmp_path / "out" / "slide.labels.tif") > 0, expected.labels > 0)
+    with (tmp_path / "out" / "slide.csv").open(encoding="utf-8") as file:
+        centroids = [(float(one["centroid_x"]), float(one["centroid_y"])) for one in csv.DictReader(file)]
+    assert min(centroids)[0] >= 30
+    assert min(y for _, y in centroids) >= 20
+    assert read_image(tmp_path / "out" / "slide.overlay.png").shape == (80, 121, 3)
+
+
+def test_a_slide_of_glass_has_outputs_without_nuclei(tmp_path: Path) -> None:
+    slide = write_slide(tmp_path / "slide.tif", np.full((170, 260, 3), 245, np.uint8), 4.0)
+    predictor = SpotPredictor()
+    (row,) = predict(slide, tmp_path / "out", load=lambda: predictor).rows
+    assert (row.nuclei, row.mean_area_px, row.tissue_mm2, predictor.seen) == (0, None, 0, 0)
+    assert not read_labels(tmp_path / "out" / "slide.labels.tif").any()
+    assert json.loads((tmp_path / "out" / "slide.geojson").read_text("utf-8"))["features"] == []
+    header = (tmp_path / "out" / "slide.csv").read_text("utf-8").splitlines()
+    assert len(header) == 1
+    assert header[0].startswith("label,centroid_x,centroid_y,area_px,perimeter_px,area_um2")
+
+
+def test_slides_that_cannot_be_read_do_not_stop_the_others(image: np.ndarray, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    write_slide(folder / "good.tif", image, 4.0)
+    write_slide(folder / "no scale.tif", image)
+    torn = write_slide(folder / "torn.tif", image, 4.0, levels=2)
+    with tifffile.TiffFile(torn) as tiff:
+        start, count = tiff.pages[0].dataoffsets[1], tiff.pages[0].databytecounts[1]
+    content = bytearray(torn.read_bytes())
+    content[start : start + count] = b"\xff" * count
+    torn.write_bytes(content)
+    (folder / "letter.svs").write_text("a letter")
+    outcome = predict(folder, tmp_path / "out")
+    assert [Path(row.image).name for row in outcome.rows] == ["good.tif"]
+    told = {Path(str(error.path)).name: str(error) for error in outcome.failures}
+    assert "give --mpp" in told["no scale.tif"]
+    assert "cannot be read at" in told["torn.tif"]
+    assert "OpenSlide" in told["letter.svs"]
+    assert all("\n" not in line for line in told.values())
