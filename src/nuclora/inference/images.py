@@ -17,14 +17,16 @@ from nuclora.errors import NucloraError
 from nuclora.inference.canvas import Region
 from nuclora.inference.image_files import ImageFile, find_images
 from nuclora.inference.jobs import Job, find_jobs, require_slides
-from nuclora.inference.outputs import FORMATS, OutputFolder, Row, open_outputs
+from nuclora.inference.outputs import FORMATS, USUAL, OutputFolder, Row, open_outputs
 from nuclora.inference.parts import remove_parts
 from nuclora.inference.predictor import Nuclei, Precision, Predictor, load_model
 from nuclora.inference.provenance import choose_settings, identify_adapter
 from nuclora.inference.slides import SlideOptions, predict_slide
+from nuclora.io.coco import nucleus_annotations, write_coco
 from nuclora.io.geojson import write_geojson
 from nuclora.io.labels import write_labels
 from nuclora.io.overlay import write_overlay
+from nuclora.io.parquet import require_parquet, write_parquet
 from nuclora.io.tables import measure_nuclei, write_columns
 from nuclora.models.adapter import read_card, shipped_adapter
 from nuclora.recipe import EvaluateSettings
@@ -57,7 +59,7 @@ def predict_files(
     out: Path,
     adapter: Path | None = None,
     *,
-    formats: Sequence[str] = tuple(FORMATS),
+    formats: Sequence[str] = USUAL,
     views: int | None = None,
     min_size: int | None = None,
     microns_per_pixel: float | None = None,
@@ -98,6 +100,9 @@ def predict_files(
     """
     if unknown := [name for name in formats if name not in FORMATS] or ([] if formats else ["(none)"]):
         raise NucloraError(f"no such format: {', '.join(unknown)}", mend=f"choose from {','.join(FORMATS)}")
+    if "parquet" in formats:
+        # Before hours of work, and not after.
+        require_parquet()
     images = find_images(inputs, recursive=recursive)
     if region or not tissue_mask:
         require_slides(images)
@@ -229,7 +234,8 @@ class _Worker:
         nuclei = predictor.nuclei(pixels, self.settings)
         wanted = self.folder.begin(job.image, job.sha256, job.made_by, self.formats)
         for output in wanted:
-            write_output(self.folder.path(job.image.name, output), output, pixels, nuclei, self.microns_per_pixel)
+            path = self.folder.path(job.image.name, output)
+            write_output(path, output, job.image.path.name, pixels, nuclei, self.microns_per_pixel)
         self.folder.finish(job.image.name, wanted, _row(job.image, nuclei, time.monotonic() - started))
 
     def _predict_slide(self, job: Job, predictor: Predictor) -> None:
@@ -249,13 +255,14 @@ class _Worker:
 
 
 def write_output(
-    path: Path, output: str, image: NDArray[np.uint8], nuclei: Nuclei, microns_per_pixel: float | None
+    path: Path, output: str, file_name: str, image: NDArray[np.uint8], nuclei: Nuclei, microns_per_pixel: float | None
 ) -> None:
     """Write one output of one image, atomically.
 
     Args:
         path: The file.
         output: One of :data:`nuclora.inference.outputs.FORMATS`.
+        file_name: Of the image.
         image: RGB, (H, W, 3).
         nuclei: What was found in it.
         microns_per_pixel: Of the image, where known.
@@ -266,8 +273,14 @@ def write_output(
         write_overlay(path, image, nuclei.labels)
     elif output == "geojson":
         write_geojson(path, nuclei.labels, nuclei.scores, microns_per_pixel)
+    elif output == "coco":
+        write_coco(path, file_name, (image.shape[0], image.shape[1]), nucleus_annotations(nuclei.labels, nuclei.scores))
     else:
-        write_columns(path, measure_nuclei(image, nuclei.labels, nuclei.scores, microns_per_pixel))
+        measured = measure_nuclei(image, nuclei.labels, nuclei.scores, microns_per_pixel)
+        if output == "table":
+            write_columns(path, measured)
+        else:
+            write_parquet(path, [measured])
 
 
 def _row(image: ImageFile, nuclei: Nuclei, seconds: float) -> Row:

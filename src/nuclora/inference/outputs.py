@@ -1,7 +1,7 @@
 """The folder of predictions: what is in it, what it was made from, and what is still to do.
 
 OUT/
-  NAME.labels.tif, NAME.overlay.png, NAME.geojson, NAME.csv    of each image, as asked for
+  NAME.labels.tif, NAME.overlay.png, NAME.geojson, NAME.csv, NAME.coco.json, NAME.parquet    as asked for
   NAME.parts/      what is found of a slide while it is worked on, see :mod:`nuclora.inference.parts`
   summary.csv      a row an image
   predict.jsonl    what each image's files were made from, a line when they are begun and one when they are there
@@ -27,8 +27,13 @@ FORMATS: Final[Mapping[str, str]] = {
     "overlay": ".overlay.png",
     "geojson": ".geojson",
     "table": ".csv",
+    "coco": ".coco.json",
+    "parquet": ".parquet",
 }
 """Endings of the files by format."""
+
+USUAL: Final = ("labels", "overlay", "geojson", "table")
+"""The formats that are written unless others are asked for."""
 
 SUMMARY = "summary"
 _LOG = "predict.jsonl"

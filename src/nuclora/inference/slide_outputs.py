@@ -15,8 +15,10 @@ from nuclora.files import atomic_file
 from nuclora.inference.blocks import Block
 from nuclora.inference.canvas import Canvas
 from nuclora.inference.parts import Parts
-from nuclora.io.geojson import feature, write_features
+from nuclora.io.coco import annotation, write_coco
+from nuclora.io.geojson import Ring, feature, write_features
 from nuclora.io.overlay import OUTLINE_COLOURS, draw_rings, write_picture
+from nuclora.io.parquet import write_parquet
 from nuclora.io.tables import measure_nuclei, write_rows
 
 OVERVIEW_SIDE: Final = 4096
@@ -40,9 +42,35 @@ def write_table(path: Path, parts: Parts) -> None:
             columns = found.columns | {"label": found.columns["label"] + before}
             yield from zip(*(columns[name].tolist() for name in header), strict=True)
 
-    nothing = np.zeros((1, 1), dtype=np.int32)
-    header = list(measure_nuclei(np.zeros((1, 1, 3), dtype=np.uint8), nothing, np.empty(0, dtype=np.float32), 1.0))
+    header = list(_nothing())
     write_rows(path, header, rows())
+
+
+def write_measurements(path: Path, parts: Parts) -> None:
+    """Write the measurements of all nuclei as Parquet, a row group a block.
+
+    Args:
+        path: The file.
+        parts: All parts of the slide.
+    """
+
+    def tables() -> Iterator[dict[str, NDArray[Any]]]:
+        empty = True
+        for _, before, found in parts.numbered():
+            # Of a block without nuclei the columns have no types to speak of.
+            if found.outlines:
+                empty = False
+                yield found.columns | {"label": found.columns["label"].astype(np.int64) + before}
+        if empty:
+            yield _nothing()
+
+    write_parquet(path, tables())
+
+
+def _nothing() -> dict[str, NDArray[Any]]:
+    """The columns of a table without nuclei."""
+    nothing = np.zeros((1, 1), dtype=np.int32)
+    return measure_nuclei(np.zeros((1, 1, 3), dtype=np.uint8), nothing, np.empty(0, dtype=np.float32), 1.0)
 
 
 def write_nuclei(path: Path, canvas: Canvas, parts: Parts) -> None:
@@ -53,14 +81,28 @@ def write_nuclei(path: Path, canvas: Canvas, parts: Parts) -> None:
         canvas: Where they lie.
         parts: All parts of the slide.
     """
+    write_features(path, (feature(*nucleus, canvas.microns_per_pixel) for nucleus in _nuclei(parts)))
 
-    def features() -> Iterator[dict[str, Any]]:
-        for _, before, found in parts.numbered():
-            scores, areas = found.columns["score"].tolist(), found.columns["area_px"].tolist()
-            for label, (rings, score, area) in enumerate(zip(found.outlines, scores, areas, strict=True), before + 1):
-                yield feature(label, rings, score, round(area, 4), canvas.microns_per_pixel)
 
-    write_features(path, features())
+def write_annotations(path: Path, canvas: Canvas, parts: Parts) -> None:
+    """Write all nuclei as COCO JSON, in pixels of level 0.
+
+    Args:
+        path: The file.
+        canvas: Where they lie.
+        parts: All parts of the slide.
+    """
+    slide = canvas.slide
+    found = (annotation(*nucleus) for nucleus in _nuclei(parts))
+    write_coco(path, slide.path.name, (slide.height, slide.width), found)
+
+
+def _nuclei(parts: Parts) -> Iterator[tuple[int, list[Ring], float, float]]:
+    """Id, outline, score and area of each nucleus."""
+    for _, before, found in parts.numbered():
+        scores, areas = found.columns["score"].tolist(), found.columns["area_px"].tolist()
+        for label, (rings, score, area) in enumerate(zip(found.outlines, scores, areas, strict=True), before + 1):
+            yield label, rings, score, round(area, 4)
 
 
 def write_labels(path: Path, canvas: Canvas, blocks: Sequence[Block], parts: Parts) -> None:

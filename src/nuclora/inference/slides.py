@@ -22,7 +22,14 @@ from nuclora.inference.image_files import ImageFile
 from nuclora.inference.outputs import OutputFolder, Row
 from nuclora.inference.parts import Parts
 from nuclora.inference.predictor import Maps, Predictor
-from nuclora.inference.slide_outputs import write_labels, write_nuclei, write_overview, write_table
+from nuclora.inference.slide_outputs import (
+    write_annotations,
+    write_labels,
+    write_measurements,
+    write_nuclei,
+    write_overview,
+    write_table,
+)
 from nuclora.inference.windows import Known
 from nuclora.io.slides import open_slide
 from nuclora.recipe import EvaluateSettings
@@ -205,6 +212,10 @@ def write_output(path: Path, output: str, canvas: Canvas, blocks: Sequence[Block
         write_overview(path, canvas, parts)
     elif output == "geojson":
         write_nuclei(path, canvas, parts)
+    elif output == "coco":
+        write_annotations(path, canvas, parts)
+    elif output == "parquet":
+        write_measurements(path, parts)
     else:
         write_table(path, parts)
 

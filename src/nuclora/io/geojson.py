@@ -32,14 +32,8 @@ def features(
         scores: Score of each nucleus, (n,), that of id i at i - 1.
         microns_per_pixel: Of the image; where known, areas are given in square microns too.
     """
-    from scipy import ndimage
-
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        mask = labels[box] == label
-        rings = outline(mask, (box[1].start, box[0].start))
-        yield feature(label, rings, float(scores[label - 1]), int(np.count_nonzero(mask)), microns_per_pixel)
+    for label, rings, area in outlines(labels):
+        yield feature(label, rings, float(scores[label - 1]), area, microns_per_pixel)
 
 
 def feature(
@@ -97,6 +91,20 @@ def write_geojson(
         NucloraError: The disk is full or the path cannot be written.
     """
     write_features(path, features(labels, scores, microns_per_pixel))
+
+
+def outlines(labels: NDArray[np.int32]) -> Iterator[tuple[int, list[Ring], int]]:
+    """Id, rings (see :func:`outline`) and area in pixels of each nucleus, ids ascending.
+
+    Args:
+        labels: Label map, (H, W), 0 background. Of a nucleus in several parts the largest is outlined.
+    """
+    from scipy import ndimage
+
+    for label, box in enumerate(ndimage.find_objects(labels), start=1):
+        if box is not None:
+            mask = labels[box] == label
+            yield label, outline(mask, (box[1].start, box[0].start)), int(np.count_nonzero(mask))
 
 
 def outline(mask: NDArray[np.bool_], origin: tuple[int, int] = (0, 0)) -> list[Ring]:
