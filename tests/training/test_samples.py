@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
+from nuclora.data import open_tiles
 from nuclora.data.tiles import Sample
 from nuclora.recipe import LossSettings, PromptSettings
 from nuclora.training.samples import jitter_boxes, make_sample, nucleus_weights
+from nuclora.training.trainer import scale_of
 
 
 def _sample(size: int = 64) -> Sample:
@@ -86,3 +90,11 @@ def test_weights_rise_for_touching_and_small_nuclei():
     assert nucleus_weights(labels, ids, LossSettings()).tolist() == [1, 1, 1]
     assert nucleus_weights(labels, ids, LossSettings(touching_weight=2)).tolist() == [3, 3, 1]
     assert nucleus_weights(labels, ids, LossSettings(small_weight=0.5)).tolist() == [1, 1, 1.5]
+
+
+def test_an_adapter_knows_the_scale_of_its_tiles_where_they_agree_on_it(tiny_data):
+    tiles = open_tiles(tiny_data)
+    assert scale_of(tiles) is None
+    scaled = [replace(tile, microns_per_pixel=0.25) for tile in tiles]
+    assert scale_of(scaled) == 0.25
+    assert scale_of([*scaled[1:], replace(scaled[0], microns_per_pixel=0.5)]) is None

@@ -153,6 +153,10 @@ def test_half_precision_copy_is_half_as_large_and_finds_the_same(run, tiny_data,
     np.testing.assert_allclose(copied, full, atol=0.05 * np.abs(full).max())
     with pytest.raises(NucloraError, match="exists already"):
         save_half(folder, half)
+    # The tiles' format does not say how large a pixel is; who knows it can.
+    assert read_card(half).microns_per_pixel is None
+    save_half(folder, tmp_path / "scaled", microns_per_pixel=0.25)
+    assert read_card(tmp_path / "scaled") == read_card(half).model_copy(update={"microns_per_pixel": 0.25})
 
 
 def test_adapter_without_its_dense_decoder_is_not_exported(run, tmp_path):

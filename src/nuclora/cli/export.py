@@ -11,10 +11,20 @@ import typer
 def export(
     adapter: Annotated[Path, typer.Argument(help="Folder of an adapter, as RUN/fold-1/adapter.", show_default=False)],
     out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the copy.", show_default=False)],
+    microns_per_pixel: Annotated[
+        float | None,
+        typer.Option(
+            "--mpp",
+            min=0.05,
+            max=10,
+            help="Microns per pixel of the training tiles, by which slides are rescaled.",
+            show_default="as the card says",
+        ),
+    ] = None,
 ) -> None:
     """Copy an adapter in half precision, to share it."""
     from nuclora.models.adapter import save_half
 
-    save_half(adapter, out)
+    save_half(adapter, out, microns_per_pixel)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
     typer.echo(f"{out}: {size:.1f} MB")

@@ -213,7 +213,7 @@ def shipped_adapter() -> Path:
     return folder
 
 
-def save_half(folder: Path, out: Path) -> None:
+def save_half(folder: Path, out: Path, microns_per_pixel: float | None = None) -> None:
     """Copy an adapter with its weights in half precision: half the size, to share or to ship.
 
     Weights are read back into single precision, so only digits are lost, not range: SAM's are far below float16's
@@ -222,6 +222,7 @@ def save_half(folder: Path, out: Path) -> None:
     Args:
         folder: What :func:`save_adapter` wrote.
         out: The copy; must not exist.
+        microns_per_pixel: Of the training tiles, where their format did not say; noted on the copy's card.
 
     Raises:
         NucloraError: The adapter is damaged, `out` exists or cannot be written, or a weight is too large.
@@ -237,6 +238,8 @@ def save_half(folder: Path, out: Path) -> None:
         require_finite(halves[name], folder / name)
     if out.exists():
         raise NucloraError("exists already", path=out, mend="name a new folder")
+    if microns_per_pixel is not None:
+        card = card.model_copy(update={"microns_per_pixel": microns_per_pixel})
     _write(out, _read_config(folder), halves, card)
 
 

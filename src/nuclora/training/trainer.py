@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ from peft import PeftModel
 from torch.utils.data import DataLoader
 
 from nuclora.data.folds import ALL_TILES, FoldTable, inner_split
-from nuclora.data.tiles import TileSet
+from nuclora.data.tiles import Tile, TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Predictor
 from nuclora.inference.protocols import segment
@@ -382,6 +382,7 @@ class FoldTrainer:
             base_sha256=self.base.sha256,
             input_size=self.size,
             normalise=self.normalise,
+            microns_per_pixel=scale_of(self.fit_tiles),
             recipe=self.recipe.model_dump(mode="json"),
             metrics=metrics,
         )
@@ -425,6 +426,12 @@ def _split(recipe: Recipe, table: FoldTable, fold: int) -> tuple[list[str], list
     if recipe.train.validate_on == "test":
         return table.train(fold), [] if fold == ALL_TILES else table.test(fold)
     return inner_split(table, fold, seed=recipe.seed)
+
+
+def scale_of(tiles: Iterable[Tile]) -> float | None:
+    """Microns per pixel of the tiles, where all of them say the same."""
+    scales = {tile.microns_per_pixel for tile in tiles}
+    return scales.pop() if len(scales) == 1 else None
 
 
 def _thin(names: list[str], count: int | None) -> list[str]:
