@@ -4,7 +4,7 @@ python docs/results/slides.py seam TILES [-a ADAPTER] [--views N] [--side 4]
 python docs/results/slides.py memory [-a ADAPTER] [--megapixels 2 20 200]
 python docs/results/slides.py region SLIDE X,Y,WIDTH,HEIGHT [--mpp M] [-a ADAPTER] [--views N]
 
-`seam` lays SIDE x SIDE tiles of a folder of images of one size side by side and compares blocks of several sizes and
+`seam` lays SIDE x SIDE tiles of a labelled set, all of one size, side by side and compares blocks of several sizes and
 places with the nuclei of the picture as a whole; `region` does so with a part of a slide. `memory` predicts synthetic
 pyramids of one texture, each in a process of its own. All print JSON.
 """
@@ -23,7 +23,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from nuclora.data.images import read_image
+from nuclora.data import open_tiles
 from nuclora.data.synthetic import synthesize_tile
 from nuclora.inference.blocks import find_nuclei, plan_blocks
 from nuclora.inference.canvas import Canvas, Region, parse_region
@@ -38,9 +38,8 @@ TEXTURE = 512
 
 
 def seam(asked: argparse.Namespace) -> dict:
-    files = [path for path in sorted(asked.tiles.rglob("*")) if path.suffix.lower() in (".png", ".tif", ".webp")]
-    places = np.linspace(0, len(files) - 1, asked.side**2).astype(int)
-    tiles = [read_image(files[place]) for place in places]
+    found = list(open_tiles(asked.tiles))
+    tiles = [found[place].read().image for place in np.linspace(0, len(found) - 1, asked.side**2).astype(int)]
     rows = [np.concatenate(tiles[row * asked.side : (row + 1) * asked.side], axis=1) for row in range(asked.side)]
     mosaic = np.concatenate(rows)
     with tempfile.TemporaryDirectory() as folder:
