@@ -8,6 +8,7 @@ NAME.parts/
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import shutil
 import zipfile
@@ -103,13 +104,15 @@ class Parts:
         areas = [self._load(index, f"{_COLUMN}area_px")[f"{_COLUMN}area_px"] for index in self.indices()]
         return sum(map(len, areas)), float(sum(area.sum() for area in areas))
 
+    def before(self) -> dict[int, int]:
+        """By the number of each block that is done, in order, how many nuclei the ones before it have."""
+        counts = {index: len(self._load(index, "rings_of_nucleus")["rings_of_nucleus"]) for index in self.indices()}
+        return dict(zip(counts, itertools.accumulate(counts.values(), initial=0), strict=False))
+
     def numbered(self) -> Iterator[tuple[int, int, Found]]:
         """Each part in order: its block's number, how many nuclei come before it, and what it found."""
-        before = 0
-        for index in self.indices():
-            found = self.read(index)
-            yield index, before, found
-            before += len(found.outlines)
+        for index, before in self.before().items():
+            yield index, before, self.read(index)
 
     def remove(self) -> None:
         """Remove all of them."""

@@ -19,6 +19,7 @@ from nuclora.io.coco import annotation, write_coco
 from nuclora.io.geojson import Ring, feature, write_features
 from nuclora.io.overlay import OUTLINE_COLOURS, draw_rings, write_picture
 from nuclora.io.parquet import write_parquet
+from nuclora.io.pyramid import overlap
 from nuclora.io.tables import measure_nuclei, write_rows
 
 OVERVIEW_SIDE: Final = 4096
@@ -114,7 +115,7 @@ def write_labels(path: Path, canvas: Canvas, blocks: Sequence[Block], parts: Par
         blocks: The blocks that it was cut into.
         parts: All parts of the slide.
     """
-    before = {index: count for index, count, _ in parts.numbered()}
+    before = parts.before()
 
     @functools.lru_cache(_HELD)
     def labels(index: int) -> tuple[tuple[int, int], NDArray[np.int32]]:
@@ -175,13 +176,7 @@ def _meets(block: Block, axis: int, start: int) -> bool:
 
 
 def _paint(tile: NDArray[np.int32], place: tuple[int, int], origin: tuple[int, int], labels: NDArray[np.int32]) -> None:
-    here, there = [], []
-    for start, at, length in zip(place, origin, labels.shape, strict=True):
-        first, stop = max(start, at), min(start + _TILE, at + length)
-        if first >= stop:
-            return
-        here.append(slice(first - start, stop - start))
-        there.append(slice(first - at, stop - at))
-    part = tile[here[0], here[1]]
+    here, there = overlap(place, tile.shape, origin, labels.shape)
+    part = tile[here]
     # Nuclei of two blocks meet only where one is wider than the halo: the first keeps the pixel.
-    np.copyto(part, labels[there[0], there[1]], where=part == 0)
+    np.copyto(part, labels[there], where=part == 0)

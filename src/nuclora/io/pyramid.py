@@ -208,6 +208,29 @@ def _axis(start: float, scale: float, wanted: range, length: int, of_level: int)
     return _Axis(source, weights)
 
 
+def overlap(
+    origin: tuple[int, int], shape: tuple[int, ...], place: tuple[int, int], part: tuple[int, ...]
+) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where two rectangles meet; empty slices where they do not.
+
+    Args:
+        origin: Row and column of the first one's first pixel.
+        shape: Its height and width; what follows them is not looked at.
+        place: Row and column of the second one's first pixel.
+        part: Its height and width.
+
+    Returns:
+        Their common rows and columns, counted from the first one's first pixel and from the second one's.
+    """
+    here, there = [], []
+    for begin, length, at, of_part in zip(origin, shape, place, part, strict=False):
+        first = max(begin, at)
+        stop = max(first, min(begin + length, at + of_part))
+        here.append(slice(first - begin, stop - begin))
+        there.append(slice(first - at, stop - at))
+    return (here[0], here[1]), (there[0], there[1])
+
+
 def _rectangles(shape: tuple[int, int], side: int) -> Iterator[tuple[range, range]]:
     for top in range(0, shape[0], side):
         for left in range(0, shape[1], side):

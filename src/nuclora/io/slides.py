@@ -13,7 +13,7 @@ import tifffile
 
 from nuclora.errors import NucloraError
 from nuclora.io.microns import of_openslide, of_tiff
-from nuclora.io.pyramid import GLASS, Level, Pixels, Slide
+from nuclora.io.pyramid import GLASS, Level, Pixels, Slide, overlap
 
 SLIDE_SUFFIXES: Final = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif"})
 """Of files that are always slides; a TIFF may be one, see :func:`is_slide`."""
@@ -177,12 +177,8 @@ class TiffSlide(Slide):
 
 def _paste(pixels: Pixels, origin: tuple[int, int], part: Pixels, place: tuple[int, int]) -> None:
     """Copy a part where it meets the pixels; both are placed by row and column of their first pixel."""
-    here, there = [], []
-    for begin, at, length, of_part in zip(origin, place, pixels.shape, part.shape, strict=False):
-        first, stop = max(begin, at), min(begin + length, at + of_part)
-        here.append(slice(first - begin, stop - begin))
-        there.append(slice(first - at, stop - at))
-    pixels[here[0], here[1]] = part[there[0], there[1]]
+    here, there = overlap(origin, pixels.shape, place, part.shape)
+    pixels[here] = part[there]
 
 
 def _require_rgb(series: Any, path: Path) -> None:
