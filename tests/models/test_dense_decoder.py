@@ -5,7 +5,7 @@ import torch
 
 from nuclora.data.targets import MAPS
 from nuclora.models.checkpoints import build_base, load_base
-from nuclora.models.dense_decoder import DenseDecoder, activate
+from nuclora.models.dense_decoder import DenseDecoder, _GroupNorm, activate
 from nuclora.recipe import DenseSettings
 
 
@@ -42,6 +42,20 @@ def test_every_level_and_the_pixels_count():
     pixels = torch.randn(1, 3, 16, 16, requires_grad=True)
     decoder(inputs, pixels).square().sum().backward()
     assert all(tensor.grad.abs().sum() > 0 for tensor in (*inputs, pixels))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_group_norms_give_what_plain_ones_give(layout):
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(2, 16, 6, 5, generator=generator).to(memory_format=layout)
+    weights = torch.randn(values.shape, generator=generator)
+    found = []
+    for kind in (torch.nn.GroupNorm, _GroupNorm):
+        norm, features = kind(8, 16), values.clone().requires_grad_()
+        normed = norm(features)
+        (normed * weights).sum().backward()
+        found.append((normed, features.grad, norm.weight.grad, norm.bias.grad))
+    torch.testing.assert_close(found[0], found[1])
 
 
 def test_maps_are_probabilities_a_share_and_pixels():

@@ -19,12 +19,21 @@ OFFSET_UNIT = 16.0
 _GROUPS = 8
 
 
+class _GroupNorm(nn.GroupNorm):
+    """The same, for features in channels-last order on a CPU, where the plain backward takes three times as long."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        if not (features.requires_grad and features.device.type == "cpu"):
+            return super().forward(features)
+        return super().forward(features.contiguous()).contiguous(memory_format=torch.channels_last)
+
+
 class _ConvNormAct(nn.Sequential):
     # Group norms: batches are small, and there is no running state that a checkpoint could miss.
     def __init__(self, in_channels: int, out_channels: int, kernel: int = 3, stride: int = 1) -> None:
         super().__init__(
             nn.Conv2d(in_channels, out_channels, kernel, stride, kernel // 2, bias=False),
-            nn.GroupNorm(_GROUPS, out_channels),
+            _GroupNorm(_GROUPS, out_channels),
             nn.ReLU(inplace=True),
         )
 
@@ -41,7 +50,7 @@ class DenseDecoder(nn.Module):
     def __init__(self, level_channels: Sequence[int], channels: int, fine_channels: int) -> None:
         super().__init__()
         self.projections = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(count, channels, 1, bias=False), nn.GroupNorm(_GROUPS, channels))
+            nn.Sequential(nn.Conv2d(count, channels, 1, bias=False), _GroupNorm(_GROUPS, channels))
             for count in level_channels
         )
         self.blocks = nn.ModuleList(_ConvNormAct(channels, channels) for _ in level_channels)

@@ -29,6 +29,7 @@ from nuclora.models.lora import adapt, check_targets
 from nuclora.models.preprocess import Normalise
 from nuclora.recipe import Recipe, TrainSettings
 from nuclora.run import Run, usable_cores
+from nuclora.training.allocator import keep_freed_memory
 from nuclora.training.average import MovingAverage
 from nuclora.training.checkpoint import load_checkpoint, save_checkpoint, trained_state
 from nuclora.training.interrupt import Interrupt
@@ -180,6 +181,8 @@ class FoldTrainer:
         if self.accelerator.device.type == "cuda":
             # Of this fold's training, not of what the process did before.
             torch.cuda.reset_peak_memory_stats(self.accelerator.device)
+        else:
+            keep_freed_memory()
         done = self._resume()
         steps = self.plan.steps
         self.monitor.training(self.fold, steps * self.recipe.train.epochs, done)
