@@ -1,0 +1,111 @@
+"""Nuclei of a tile from end to end: ours against the network in its published form, eager and in float32.
+
+The shipped adapter, whose nuclei are compared, and the recipe `nuclora` on MobileSAM with random weights, whose maps
+are: the time does not depend on the weights, but for the decoding. Post-processing is part of every side.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+from common import Results, best_of, parser
+from numpy.typing import NDArray
+from plain_sam import plain_tiny_vit, random_base
+
+import nuclora
+from nuclora.data.synthetic import synthesize_tile
+from nuclora.inference.predictor import Backend, Precision, Predictor
+from nuclora.metrics import score
+from nuclora.models.adapter import shipped_adapter
+from nuclora.models.tiny_vit import TinyViT
+from nuclora.recipe import EvaluateSettings, load_recipe
+
+SIDES: dict[str, tuple[Backend, Precision]] = {
+    "PyTorch, float32": ("torch", "no"),
+    "PyTorch, bf16": ("torch", "bf16"),
+    "OpenVINO, float32": ("openvino", "no"),
+    "OpenVINO, bf16": ("openvino", "bf16"),
+}
+# Panoptic quality against the reference's nuclei, and share of the maps' range.
+_LEAST_PQ, _MOST_APART = 0.95, 0.1
+
+Make = Callable[[Backend, Precision], Predictor]
+
+
+def shipped(backend: Backend, precision: Precision) -> Predictor:
+    """The shipped adapter."""
+    return nuclora.load_model(shipped_adapter(), backend=backend, precision=precision)
+
+
+def mobile_sam(backend: Backend, precision: Precision) -> Predictor:
+    """The recipe `nuclora` on MobileSAM with random weights."""
+    recipe = load_recipe("nuclora")
+    model = random_base("mobile_sam")
+    assert recipe.dense is not None
+    assert recipe.input.size is not None
+    model.add_dense_decoder(recipe.dense, seed=0)
+    return Predictor(
+        model,
+        input_size=recipe.input.size,
+        normalise="imagenet",
+        dense=recipe.dense,
+        settings=recipe.evaluate,
+        backend=backend,
+        precision=precision,
+    )
+
+
+def plain(make: Make) -> Predictor:
+    """The same with the encoder in its published form."""
+    predictor = make("torch", "no")
+    encoder = predictor.model.vision_encoder
+    assert isinstance(encoder, TinyViT)
+    predictor.model.vision_encoder = plain_tiny_vit(encoder)
+    return predictor
+
+
+def compare(results: Results, name: str, make: Make, image: NDArray[np.uint8], views: int, repeats: int) -> None:
+    """Time all sides in turn, after a look at what they find."""
+    predictors = {"the plain form": plain(make)}
+    for side, options in SIDES.items():
+        began = time.perf_counter()
+        predictors[side] = make(*options)
+        print(f"{name}, {side}: ready after {time.perf_counter() - began:.1f} s")
+    settings = predictors["the plain form"].settings
+    settings = EvaluateSettings.model_validate(
+        settings.model_dump() | {"decode": settings.decode.model_dump() | {"views": views}}
+    )
+    expected = predictors["the plain form"]
+    for side, predictor in predictors.items():
+        if make is shipped:
+            same = score(expected.nuclei(image, settings).labels, predictor.nuclei(image, settings).labels)["pq"]
+            print(f"{name}, {side}: PQ {same:.3f} against the plain form's nuclei")
+            agrees = same >= _LEAST_PQ
+        else:
+            there, here = expected.maps(image, 1).values, predictor.maps(image, 1).values
+            agrees = float(np.abs(there - here).max()) <= _MOST_APART * float(np.ptp(there))
+        if not agrees:
+            sys.exit(f"{name}, {side}: other nuclei than the plain form's, so its time says nothing")
+    calls = [lambda predictor=predictor: predictor.nuclei(image, settings) for predictor in predictors.values()]
+    times = dict(zip(predictors, best_of(calls, repeats), strict=True))
+    reference = times.pop("the plain form")
+    for side, seconds in times.items():
+        results.add(f"predict, {name}, {views} views: {side}", seconds, reference)
+
+
+def main() -> None:
+    options = parser(__doc__ or "", __file__)
+    options.add_argument("--views", type=int, default=4, choices=[1, 2, 4, 8])
+    given = options.parse_args()
+    results = Results()
+    image = synthesize_tile(512, 1, 1).image
+    compare(results, "the shipped adapter", shipped, image, given.views, given.repeats)
+    compare(results, "MobileSAM", mobile_sam, image, given.views, given.repeats)
+    results.finish(given.out)
+
+
+if __name__ == "__main__":
+    main()

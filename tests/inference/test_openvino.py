@@ -1,0 +1,61 @@
+"""OpenVINO's maps against PyTorch's."""
+
+from __future__ import annotations
+
+import builtins
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from nuclora.errors import NucloraError
+from nuclora.inference.predictor import Predictor
+from nuclora.models.checkpoints import load_base
+from nuclora.models.sam import NucleiSam
+from nuclora.recipe import DenseSettings
+
+DENSE = DenseSettings(window=96, channels=8, fine_channels=8)
+
+
+@pytest.fixture
+def model(tiny_sam_folder: Path) -> NucleiSam:
+    sam = load_base("custom", tiny_sam_folder).model
+    sam.add_dense_decoder(DENSE, seed=0)
+    return sam
+
+
+def _predictor(model: NucleiSam, **options: Any) -> Predictor:
+    return Predictor(model, input_size=64, normalise="unit", dense=DENSE, **options)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-3), ("bf16", 0.5)])
+def test_maps_are_those_of_torch(model, precision, tolerance):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'nuclora[openvino]'")
+    image = np.random.default_rng(0).integers(0, 256, (130, 100, 3), dtype=np.uint8)
+    expected = _predictor(model).maps(image, 2)
+    found = _predictor(model, precision=precision, backend="openvino").maps(image, 2)
+    # Offsets are in pixels, up to some tens; the other maps are within 0..1.
+    np.testing.assert_allclose(found.values, expected.values, atol=tolerance)
+    assert np.abs(found.values[:3] - expected.values[:3]).max() < tolerance / 5
+    np.testing.assert_allclose(found.disagreement, expected.disagreement, atol=tolerance)
+
+
+def test_what_it_cannot_compute_is_refused(model):
+    pytest.importorskip("openvino", reason="openvino is not installed: pip install 'nuclora[openvino]'")
+    with pytest.raises(NucloraError, match="does not compute in fp16"):
+        _predictor(model, precision="fp16", backend="openvino")
+
+
+def test_without_openvino_the_way_to_get_it_is_told(model, monkeypatch):
+    plain = builtins.__import__
+
+    def without(name: str, *arguments: Any, **options: Any) -> Any:
+        if name == "openvino":
+            raise ImportError(name)
+        return plain(name, *arguments, **options)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(NucloraError, match="needs OpenVINO") as caught:
+        _predictor(model, backend="openvino")
+    assert caught.value.mend == "pip install 'nuclora[openvino]'"
