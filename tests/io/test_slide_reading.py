@@ -152,6 +152,9 @@ def test_microns_by_the_properties_of_openslide(properties: dict[str, str], micr
         (np.zeros((90, 90, 3), np.uint16), {}, "uint16 slide where 8 bits"),
         (np.zeros((90, 90), np.uint8), {"photometric": "minisblack"}, "not an RGB slide: 1 channel"),
         (np.zeros((3, 90, 90), np.uint8), {"planarconfig": "separate"}, "stored apart"),
+        (np.zeros((90, 90, 4), np.uint8), {"photometric": "separated"}, "not an RGB slide: 4 channel"),
+        # Only JPEG is decoded to RGB.
+        (np.zeros((90, 90, 3), np.uint8), {"photometric": "ycbcr", "subsampling": (1, 1)}, "not an RGB slide.*YCBCR"),
     ],
 )
 def test_what_is_no_brightfield_slide_is_refused(

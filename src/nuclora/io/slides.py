@@ -187,8 +187,10 @@ def _require_rgb(series: Any, path: Path) -> None:
         raise NucloraError(
             f"{key.dtype} slide where 8 bits a channel are expected", path=path, mend="convert it to 8-bit RGB"
         )
-    colours = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
-    if key.samplesperpixel not in (3, 4) or key.photometric not in colours or len(series.levels[0].pages) > 1:
+    # Only the decoder of JPEG makes RGB of YCbCr.
+    is_jpeg = key.photometric == tifffile.PHOTOMETRIC.YCBCR and key.compression in _JPEG
+    is_rgb = key.photometric == tifffile.PHOTOMETRIC.RGB or is_jpeg
+    if key.samplesperpixel not in (3, 4) or not is_rgb or len(series.levels[0].pages) > 1:
         raise NucloraError(
             f"not an RGB slide: {key.samplesperpixel} channel(s) and {len(series.levels[0].pages)} page(s) of"
             f" {key.photometric.name}",
