@@ -162,6 +162,23 @@ def test_a_folder_is_written_and_replaced_as_a_whole(tmp_path):
     assert (tmp_path / "file" / "deep" / "file").read_text() == "three"
 
 
+def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    _fill(path, "old")
+    replace = Path.replace
+
+    def fails(self, target):
+        if self.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(NucloraError, match="Input/output error"):
+        _fill(path, "new")
+    assert (path / "deep" / "file").read_text() == "old"
+    assert _names(tmp_path) == ["folder"]
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_an_old_folder_survives_a_failure_and_what_a_kill_left_goes(error, tmp_path, monkeypatch):
     path = tmp_path / "folder"

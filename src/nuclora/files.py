@@ -126,10 +126,16 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     with file.open("rb") as stream:
                         os.fsync(stream.fileno())
+            old = scratch / "old"
             if path.exists():
                 # A folder with files in it cannot be replaced in one step; the old one goes with the scratch folder.
-                path.replace(scratch / "old")
-            fresh.replace(path)
+                path.replace(old)
+            try:
+                fresh.replace(path)
+            except BaseException:
+                if old.exists():
+                    old.replace(path)
+                raise
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

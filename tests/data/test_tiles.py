@@ -86,6 +86,14 @@ def test_cmyk_tiff_is_converted_whatever_its_compression(tmp_path: Path, options
     np.testing.assert_allclose(read_image(tmp_path / "x.tif")[4, 4], (200, 100, 50), atol=2)
 
 
+def test_a_thumbnail_beside_cmyk_is_passed_over(tmp_path: Path) -> None:
+    cmyk = np.full((16, 16, 4), (55, 155, 205, 0), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "x.tif") as tiff:
+        tiff.write(cmyk, photometric="separated", metadata=None)
+        tiff.write(cmyk[::2, ::2], photometric="separated", subfiletype=1, metadata=None)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), np.full((16, 16, 3), (200, 100, 50)))
+
+
 @pytest.mark.parametrize(("mode", "options"), [("YCbCr", {}), ("RGB", {"compression": "jpeg"}), ("LAB", {})])
 def test_other_colours_become_rgb(tmp_path: Path, mode: str, options: dict[str, str]) -> None:
     image = Image.new("RGB", (16, 16), (200, 100, 50))

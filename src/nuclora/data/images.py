@@ -171,8 +171,10 @@ def _open_pillow(path: Path) -> Image.Image:
 
 def _read_pillow_image(path: Path) -> NDArray[Any]:
     with _open_pillow(path) as image:
-        if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":
-            raise _several(image.n_frames, path)
+        # Pages of TIFF are counted before, and the pictures after the first of a phone's MPO are of other kinds.
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format not in ("TIFF", "MPO"):
+            raise _several(frames, path)
         if image.mode.startswith(("I", "F")):
             raise _not_eight_bit(path, "16-bit grey or float")
         if image.mode == "1":

@@ -1,4 +1,4 @@
-"""An image and the label map of its nuclei as one OME-Zarr store, which napari opens as two layers.
+"""An image and the label map of its nuclei as one OME-Zarr store, which napari opens one over the other.
 
 NAME.zarr/                 OME-NGFF 0.5 (https://ngff.openmicroscopy.org/0.5/), Zarr format 3
   0, 1, 2, ...             the image, uint8 (c, y, x): each level half as large as the one before it
@@ -65,8 +65,8 @@ def require_zarr() -> ModuleType:
 def write_zarr(path: Path, name: str, grid: Grid, pixels: Read, labels: Read) -> None:
     """Write an image and its label map as an OME-Zarr store, chunk by chunk and atomically.
 
-    Coarser levels of the image are means of 2 x 2 pixels, those of the labels take one of the four. The bytes depend
-    on the arguments and the version of zarr alone.
+    Coarser levels of the image are means of 2 x 2 pixels, those of the labels take one of the four. Equal
+    arguments give equal bytes, with one version of zarr.
 
     Args:
         path: The store, a folder.
@@ -167,10 +167,11 @@ def _label(grid: Grid) -> dict[str, Any]:
 
 def _multiscale(grid: Grid, before: list[dict[str, str]]) -> dict[str, Any]:
     """Axes and levels; axes `before` y and x are not scaled."""
-    known = grid.microns_per_pixel is not None
-    space = {"type": "space", "unit": "micrometer"} if known else {"type": "space"}
-    step, origin = (grid.microns_per_pixel, grid.origin) if known else (1.0, (0.0, 0.0))
-    assert step is not None
+    space = {"type": "space"}
+    step, origin = 1.0, (0.0, 0.0)
+    if grid.microns_per_pixel is not None:
+        space["unit"] = "micrometer"
+        step, origin = grid.microns_per_pixel, grid.origin
     datasets = []
     for level in range(len(_sizes(grid.height, grid.width))):
         factor = 2**level
