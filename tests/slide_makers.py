@@ -42,3 +42,56 @@ def write_slide(
             image = halve(image)
             tiff.write(image, subfiletype=1, metadata=None, **options)
     return path
+
+
+def write_dicom(folder: Path, image: np.ndarray, microns_per_pixel: float, *, levels: int = 2, tile: int = 64) -> Path:
+    """A slide in DICOM, a file a level, as little as OpenSlide asks for. Returns the coarsest level's file."""
+    from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
+    from pydicom.sequence import Sequence
+    from pydicom.uid import ExplicitVRLittleEndian, VLWholeSlideMicroscopyImageStorage, generate_uid
+
+    folder.mkdir()
+    series = generate_uid()
+    for level in range(levels):
+        height, width = image.shape[:2]
+        down, across = -(-height // tile), -(-width // tile)
+        padded = np.pad(image, ((0, down * tile - height), (0, across * tile - width), (0, 0)))
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID = VLWholeSlideMicroscopyImageStorage
+        meta.MediaStorageSOPInstanceUID = generate_uid()
+        meta.TransferSyntaxUID = ExplicitVRLittleEndian
+        measures, shared, path = Dataset(), Dataset(), Dataset()
+        measures.PixelSpacing = [microns_per_pixel * 2**level / 1000] * 2
+        shared.PixelMeasuresSequence = Sequence([measures])
+        path.OpticalPathIdentifier = "1"
+        content = {
+            "SOPClassUID": VLWholeSlideMicroscopyImageStorage,
+            "SOPInstanceUID": meta.MediaStorageSOPInstanceUID,
+            "SeriesInstanceUID": series,
+            "Modality": "SM",
+            "ImageType": ["ORIGINAL", "PRIMARY", "VOLUME", "RESAMPLED" if level else "NONE"],
+            "DimensionOrganizationType": "TILED_FULL",
+            "TotalPixelMatrixColumns": width,
+            "TotalPixelMatrixRows": height,
+            "TotalPixelMatrixFocalPlanes": 1,
+            "NumberOfOpticalPaths": 1,
+            "NumberOfFrames": down * across,
+            "Rows": tile,
+            "Columns": tile,
+            "SamplesPerPixel": 3,
+            "PhotometricInterpretation": "RGB",
+            "PlanarConfiguration": 0,
+            "BitsAllocated": 8,
+            "BitsStored": 8,
+            "HighBit": 7,
+            "PixelRepresentation": 0,
+            "SharedFunctionalGroupsSequence": Sequence([shared]),
+            "OpticalPathSequence": Sequence([path]),
+            "PixelData": padded.reshape(down, tile, across, tile, 3).swapaxes(1, 2).tobytes(),
+        }
+        file = FileDataset("", {}, file_meta=meta, preamble=bytes(128))
+        for name, value in content.items():
+            setattr(file, name, value)
+        file.save_as(folder / f"level-{level}.dcm", enforce_file_format=True)
+        image = halve(image)
+    return folder / f"level-{levels - 1}.dcm"

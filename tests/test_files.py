@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from nuclora.errors import NucloraError
-from nuclora.files import AppendLog, write_atomic
+from nuclora.files import AppendLog, atomic_folder, write_atomic
 
 
 def _names(folder: Path) -> list[str]:
@@ -142,3 +142,55 @@ def test_a_log_knows_whether_it_is_empty(tmp_path):
     assert not AppendLog(tmp_path / "log").is_empty
     log.rewrite([])
     assert log.is_empty
+
+
+def _fill(path, content):
+    with atomic_folder(path) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "file").write_text(content)
+
+
+def test_a_folder_is_written_and_replaced_as_a_whole(tmp_path):
+    path = tmp_path / "new" / "folder"
+    for content in ("one", "two"):
+        _fill(path, content)
+        assert (path / "deep" / "file").read_text() == content
+        assert _names(path.parent) == ["folder"]
+    # A file of this name goes too: whoever writes here has asked whether it may.
+    (tmp_path / "file").write_text("here")
+    _fill(tmp_path / "file", "three")
+    assert (tmp_path / "file" / "deep" / "file").read_text() == "three"
+
+
+def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    _fill(path, "old")
+    replace = Path.replace
+
+    def fails(self, target):
+        if self.name == "new":
+            raise OSError(errno.EIO, "Input/output error")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", fails)
+    with pytest.raises(NucloraError, match="Input/output error"):
+        _fill(path, "new")
+    assert (path / "deep" / "file").read_text() == "old"
+    assert _names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
+def test_an_old_folder_survives_a_failure_and_what_a_kill_left_goes(error, tmp_path, monkeypatch):
+    path = tmp_path / "folder"
+    _fill(path, "old")
+    monkeypatch.setattr(os, "fsync", _raiser(error))
+    with pytest.raises((NucloraError, KeyboardInterrupt)):
+        _fill(path, "new")
+    monkeypatch.undo()
+    assert (path / "deep" / "file").read_text() == "old"
+    assert _names(tmp_path) == ["folder"]
+    (tmp_path / ".folder.scratch" / "new").mkdir(parents=True)
+    (tmp_path / ".folder.scratch" / "new" / "half").touch()
+    _fill(path, "new")
+    assert [file.name for file in path.rglob("*")] == ["deep", "file"]
+    assert _names(tmp_path) == ["folder"]

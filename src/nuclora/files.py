@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -96,6 +97,47 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     """
     with atomic_file(path) as file:
         file.write(content.encode("utf-8") if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Write a folder so that a reader sees the old one or the new one, or for a moment none, and never half of one.
+
+    What a killed process left of it is removed by the next one: two processes must not write one folder at once.
+
+    Args:
+        path: The folder; its parents are made if need be.
+
+    Yields:
+        An empty folder to write into. If the block raises, the folder at `path` stays as it was.
+
+    Raises:
+        NucloraError: The disk is full or the path cannot be written.
+    """
+    with disk_errors(path):
+        scratch = path.parent / f".{path.name}.scratch"
+        fresh = scratch / "new"
+        if scratch.exists():
+            shutil.rmtree(scratch)
+        try:
+            fresh.mkdir(parents=True)
+            yield fresh
+            for file in fresh.rglob("*"):
+                if file.is_file():
+                    with file.open("rb") as stream:
+                        os.fsync(stream.fileno())
+            old = scratch / "old"
+            if path.exists():
+                # A folder with files in it cannot be replaced in one step; the old one goes with the scratch folder.
+                path.replace(old)
+            try:
+                fresh.replace(path)
+            except BaseException:
+                if old.exists():
+                    old.replace(path)
+                raise
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
 
 class AppendLog:

@@ -80,26 +80,116 @@ def test_planes_stored_apart_are_put_together(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), pixels)
 
 
-def write_png16_rgb(path: Path) -> None:
+@pytest.mark.parametrize("options", [{}, {"compression": "jpeg"}])
+def test_cmyk_tiff_is_converted_whatever_its_compression(tmp_path: Path, options: dict[str, str]) -> None:
+    Image.new("CMYK", (16, 16), (55, 155, 205, 0)).save(tmp_path / "x.tif", **options)
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif")[4, 4], (200, 100, 50), atol=2)
+
+
+def test_a_thumbnail_beside_cmyk_is_passed_over(tmp_path: Path) -> None:
+    cmyk = np.full((16, 16, 4), (55, 155, 205, 0), np.uint8)
+    with tifffile.TiffWriter(tmp_path / "x.tif") as tiff:
+        tiff.write(cmyk, photometric="separated", metadata=None)
+        tiff.write(cmyk[::2, ::2], photometric="separated", subfiletype=1, metadata=None)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), np.full((16, 16, 3), (200, 100, 50)))
+
+
+@pytest.mark.parametrize(("mode", "options"), [("YCbCr", {}), ("RGB", {"compression": "jpeg"}), ("LAB", {})])
+def test_other_colours_become_rgb(tmp_path: Path, mode: str, options: dict[str, str]) -> None:
+    image = Image.new("RGB", (16, 16), (200, 100, 50))
+    image.convert(mode).save(tmp_path / "x.tif", **options)
+    np.testing.assert_allclose(read_image(tmp_path / "x.tif")[4, 4], (200, 100, 50), atol=2)
+
+
+def test_grey_with_alpha_and_inverted_grey_become_rgb(tmp_path: Path) -> None:
+    grey = rgb((20, 30))
+    expected = np.stack([grey] * 3, axis=2)
+    for suffix in ("png", "tif"):
+        Image.merge("LA", (Image.fromarray(grey), Image.new("L", (30, 20), 90))).save(tmp_path / f"x.{suffix}")
+        np.testing.assert_array_equal(read_image(tmp_path / f"x.{suffix}"), expected)
+    tifffile.imwrite(tmp_path / "white.tif", grey, photometric="miniswhite")
+    np.testing.assert_array_equal(read_image(tmp_path / "white.tif"), 255 - expected)
+
+
+def test_images_of_one_pixel(tmp_path: Path) -> None:
+    for suffix in ("png", "jpg", "tif", "bmp", "webp"):
+        Image.new("RGB", (1, 1), (200, 200, 200)).save(tmp_path / f"x.{suffix}")
+        np.testing.assert_allclose(read_image(tmp_path / f"x.{suffix}"), np.full((1, 1, 3), 200), atol=2)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "options", "told"),
+    [
+        (np.zeros((9, 9), np.int8), {}, "int8 image where 8 bits"),
+        (np.zeros((9, 9), np.float32), {}, "float32 image where 8 bits"),
+        (np.zeros((9, 9, 3), np.float64), {"photometric": "rgb"}, "float64 image where 8 bits"),
+        (np.zeros((9, 9), np.uint16), {}, "uint16 image where 8 bits"),
+        (np.zeros((9, 9, 4), np.uint16), {"photometric": "separated"}, "uint16 image where 8 bits"),
+        (np.zeros((9, 9), bool), {}, "1-bit image where 8 bits"),
+        (np.zeros((9, 9), np.uint8), {"bitspersample": 4}, "4-bit image where 8 bits"),
+        (np.zeros((9, 9, 5), np.uint8), {"photometric": "minisblack", "planarconfig": "contig"}, "not a grey or RGB"),
+        (np.zeros((9, 9, 2), np.uint8), {"photometric": "minisblack", "planarconfig": "contig"}, "not a grey or RGB"),
+        (np.zeros((9, 9, 3), np.uint8), {"photometric": 32845}, "colours of the kind LOGLUV"),
+    ],
+)
+def test_tiffs_of_other_values_are_refused_by_name_with_a_mend(
+    pixels: np.ndarray, options: dict[str, object], told: str, tmp_path: Path
+) -> None:
+    tifffile.imwrite(tmp_path / "x.tif", pixels, metadata=None, **options)
+    with pytest.raises(NucloraError, match=rf"x\.tif: .*{told}.*; (convert|save)"):
+        read_image(tmp_path / "x.tif")
+
+
+def test_black_and_white_and_moving_pictures_are_refused(tmp_path: Path) -> None:
+    Image.new("1", (9, 9)).save(tmp_path / "x.png")
+    with pytest.raises(NucloraError, match=r"x\.png: 1-bit image where 8 bits"):
+        read_image(tmp_path / "x.png")
+    frames = [Image.new("RGB", (9, 9), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "x.webp", save_all=True, append_images=frames[1:])
+    with pytest.raises(NucloraError, match=r"x\.webp: 2 pages where one is expected; save one"):
+        read_image(tmp_path / "x.webp")
+
+
+def write_png16(path: Path, pixels: np.ndarray) -> None:
     """Pillow cannot write 16-bit RGB, so the chunks are put together here."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    rows = b"".join(b"\x00" + bytes(4 * 6) for _ in range(4))
-    header = struct.pack(">IIBBBBB", 4, 4, 16, 2, 0, 0, 0)
+    height, width, channels = pixels.shape
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in pixels)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2 if channels == 3 else 6, 0, 0, 0)
     path.write_bytes(
         b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     )
 
 
-def test_sixteen_bit_images_are_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("channels", [3, 4])
+def test_rgb_of_sixteen_bits_is_divided(tmp_path: Path, channels: int) -> None:
+    pixels = np.random.default_rng(1).integers(0, 65536, (20, 30, channels)).astype(np.uint16)
+    pixels[0, 0], pixels[0, 1] = 65535, 0
+    write_png16(tmp_path / "x.png", pixels)
+    more = {"extrasamples": ["unassalpha"]} if channels == 4 else {}
+    tifffile.imwrite(tmp_path / "x.tif", pixels, photometric="rgb", **more)
+    expected = np.rint(pixels[..., :3] / 257)
+    for name in ("x.png", "x.tif"):
+        image = read_image(tmp_path / name)
+        assert image.dtype == np.uint8
+        np.testing.assert_array_equal(image, expected)
+
+
+def test_sixteen_bits_of_an_unknown_range_and_grey_are_refused(tmp_path: Path) -> None:
     Image.fromarray(rgb((20, 30)).astype(np.uint16) * 200).save(tmp_path / "grey.png")
-    write_png16_rgb(tmp_path / "rgb.png")
-    tifffile.imwrite(tmp_path / "rgb.tif", rgb().astype(np.uint16), photometric="rgb")
-    for name in ("grey.png", "rgb.png", "rgb.tif"):
-        with pytest.raises(NucloraError, match=rf"{name}: .*16.*8 bits a channel.*convert it to 8-bit"):
-            read_image(tmp_path / name)
+    with pytest.raises(NucloraError, match=r"grey\.png: 16.*8 bits a channel.*convert it to 8-bit"):
+        read_image(tmp_path / "grey.png")
+    # As cameras of 12 and 14 bits write it.
+    for name, bits in (("a", 12), ("b", 14)):
+        pixels = np.random.default_rng(1).integers(0, 1 << bits, (20, 30, 3)).astype(np.uint16)
+        write_png16(tmp_path / f"{name}.png", pixels)
+        tifffile.imwrite(tmp_path / f"{name}.tif", pixels, photometric="rgb")
+        for suffix in ("png", "tif"):
+            with pytest.raises(NucloraError, match=rf"{name}\.{suffix}: 16-bit RGB whose brightest.*; convert it"):
+                read_image(tmp_path / f"{name}.{suffix}")
 
 
 def test_several_pages_are_refused(tmp_path: Path) -> None:

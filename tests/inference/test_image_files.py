@@ -64,6 +64,18 @@ def test_inputs_that_mean_no_image_are_named(folder: Path, given: str, told: str
     assert Path(str(error.value.path)) == folder / given
 
 
+def test_of_dicom_one_file_is_named_for_each_slide(folder: Path) -> None:
+    for name in ("level-0.dcm", "level-1.dcm"):
+        (folder / name).touch()
+        (folder / "dicom" / name).parent.mkdir(exist_ok=True)
+        (folder / "dicom" / name).touch()
+    assert names(folder / "dicom" / "level-0.dcm") == ["level-0"]
+    assert names(folder) == ["a", "b", "c"]
+    for given in (folder / "dicom", folder / "*.dcm"):
+        with pytest.raises(NucloraError, match="name one file of each DICOM slide"):
+            names(given)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="there are no named pipes here")
 def test_a_pipe_is_refused_and_not_waited_for(folder: Path) -> None:
     os.mkfifo(folder / "pipe.png")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import zarr
 from PIL import Image
 from scipy import ndimage
 
@@ -134,6 +136,30 @@ def test_a_missing_output_is_made_again(prediction: Prediction) -> None:
     (prediction.out / "im 1.csv").unlink()
     assert len(prediction().kept) == 2
     assert (prediction.out / "im 1.csv").exists()
+
+
+def test_a_store_is_kept_and_made_anew_like_a_file(prediction: Prediction) -> None:
+    prediction(formats=("labels", "zarr"), microns_per_pixel=0.5)
+    store = prediction.out / "im 2.zarr"
+    root = zarr.open_group(store, mode="r")
+    np.testing.assert_array_equal(root["labels/nuclei/0"][...], read_labels(prediction.out / "im 2.labels.tif"))
+    np.testing.assert_array_equal(np.moveaxis(root["0"][...], 0, 2), spots(3))
+    (multiscale,) = root["labels/nuclei"].attrs["ome"]["multiscales"]
+    assert multiscale["datasets"][0]["coordinateTransformations"][0]["scale"] == [0.5, 0.5]
+    assert len(prediction(formats=("zarr",), microns_per_pixel=0.5).kept) == 3
+    shutil.rmtree(store)
+    assert len(prediction(formats=("zarr",), microns_per_pixel=0.5).kept) == 2
+    (store / "mine").touch()
+    other = {"adapter": {"sha": "b"}, "precision": "no"}
+    prediction(formats=("table",), made_by=other, overwrite=True)
+    assert not (store / "mine").exists()
+    assert (store / "zarr.json").exists()
+
+
+def test_a_folder_that_nuclora_did_not_make_is_not_replaced(prediction: Prediction) -> None:
+    (prediction.out / "im 1.zarr").mkdir(parents=True)
+    with pytest.raises(NucloraError, match=r"im 1\.zarr: there already, and not from `nuclora predict`"):
+        prediction(formats=("labels",))
 
 
 def test_a_changed_image_is_predicted_again(prediction: Prediction) -> None:

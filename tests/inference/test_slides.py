@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tifffile
+import zarr
 from shapely.geometry import Polygon, shape
 from skimage.measure import regionprops
 
@@ -22,8 +23,10 @@ from nuclora.inference.image_files import find_images
 from nuclora.inference.images import Outcome, predict_images
 from nuclora.inference.outputs import FORMATS, open_outputs
 from nuclora.inference.parts import Parts
-from nuclora.inference.slides import SlideOptions
+from nuclora.inference.slides import SlideOptions, open_canvas
+from nuclora.io import zarr as of_zarr
 from nuclora.io.labels import read_labels
+from nuclora.io.zarr import Grid, write_zarr
 from slide_makers import write_slide
 from spots import SETTINGS, SpotPredictor, spots
 
@@ -71,7 +74,11 @@ def predict(slide: Path, out: Path, options: SlideOptions | None = None, **more:
 
 
 def outputs(out: Path) -> dict[str, bytes]:
-    return {ending: (out / f"slide{ending}").read_bytes() for ending in FORMATS.values()}
+    """The content of every output by its name, in a store of every file of it."""
+    named = [out / f"slide{ending}" for ending in FORMATS.values()]
+    files = [file for path in named for file in (path.rglob("*") if path.is_dir() else [path]) if file.is_file()]
+    assert all(path.exists() for path in named)
+    return {file.relative_to(out).as_posix(): file.read_bytes() for file in files}
 
 
 def stop_after(blocks: int) -> Callable[[str, int, int], None]:
@@ -161,7 +168,7 @@ def test_killed_between_two_outputs_it_computes_nothing_again(
     predictor = SpotPredictor()
     predict(slide, tmp_path / "out", load=lambda: predictor)
     assert predictor.seen == 0
-    assert len(outputs(tmp_path / "out")) == len(FORMATS)
+    assert outputs(tmp_path / "out")
     # Killed once more before the parts were removed: they go when the outputs are found to be there.
     Parts(tmp_path / "out" / "slide.parts", {}).root.mkdir()
     assert predict(slide, tmp_path / "out").kept == {str(slide)}
@@ -231,6 +238,42 @@ def test_a_region_of_a_slide(slide: Path, image: np.ndarray, tmp_path: Path) -> 
     assert min(centroids)[0] >= 30
     assert min(y for _, y in centroids) >= 20
     assert read_image(tmp_path / "out" / "slide.overlay.png").shape == (80, 121, 3)
+
+
+@pytest.mark.parametrize("adapters_microns", [None, 5.0])
+def test_the_store_of_a_slide_is_that_of_its_region_as_a_whole(
+    adapters_microns: float | None, slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(of_zarr, "CHUNK", 48)
+    out = tmp_path / "out"
+    options = SlideOptions(region=Region(30, 20, 221, 140), adapters_microns=adapters_microns)
+    predict(slide, out, options, formats=("labels", "zarr"))
+    labels = read_labels(out / "slide.labels.tif")
+    root = zarr.open_group(out / "slide.zarr", mode="r")
+    np.testing.assert_array_equal(root["labels/nuclei/0"][...], labels)
+    with open_canvas(slide, options) as canvas:
+        image = canvas.read(range(canvas.shape[0]), range(canvas.shape[1]))
+    np.testing.assert_array_equal(np.moveaxis(root["0"][...], 0, 2), image)
+    step = adapters_microns or 4.0
+    for group in (root, root["labels/nuclei"]):
+        scale, translation = group.attrs["ome"]["multiscales"][0]["datasets"][0]["coordinateTransformations"]
+        assert scale["scale"][-2:] == [step, step]
+        # The region's corner, from the outer edge of the slide's first pixel, whose centre is the origin.
+        np.testing.assert_allclose(translation["translation"][-2:], [20 * 4 - 2 + step / 2, 30 * 4 - 2 + step / 2])
+    grid = Grid(*labels.shape, step, tuple(translation["translation"]))
+    whole = tmp_path / "whole" / "slide.zarr"
+    write_zarr(
+        whole,
+        "slide.tif",
+        grid,
+        *(lambda r, c, of=of: of[r.start : r.stop, c.start : c.stop] for of in (image, labels)),
+    )
+    there, expected = (
+        {file.relative_to(store): file.read_bytes() for file in store.rglob("*") if file.is_file()}
+        for store in (out / "slide.zarr", whole)
+    )
+    assert there == expected
+    assert len(root.attrs["ome"]["multiscales"][0]["datasets"]) >= 3
 
 
 def test_a_slide_of_glass_has_outputs_without_nuclei(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
+from nuclora.inference.outputs import FORMATS
 from nuclora.io import geojson
 from nuclora.io.geojson import outline, write_geojson
 
@@ -139,3 +140,13 @@ def test_no_nuclei_make_an_empty_collection_and_unknown_microns_no_areas(tmp_pat
 
 def test_the_example_holds() -> None:
     assert doctest.testmod(geojson).failed == 0
+
+
+def test_qupaths_import_script_knows_our_names() -> None:
+    script = (Path(__file__).parents[2] / "docs" / "qupath" / "import-nuclora.groovy").read_text("utf-8")
+    one = geojson.feature(1, outline(np.ones((2, 2), bool)), 0.5, 4, None)["properties"]
+    assert f'getPathClass("{one["classification"]["name"]}")' in script
+    for name in ("Label", "Score"):
+        assert name in one["measurements"]
+        assert f'hasMeasurement(one, "{name}")' in script
+    assert f'+ "{FORMATS["geojson"]}"' in script

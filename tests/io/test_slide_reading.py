@@ -14,7 +14,7 @@ from PIL import Image
 from nuclora.errors import NucloraError
 from nuclora.io.microns import of_openslide
 from nuclora.io.slides import OpenSlideSlide, TiffSlide, is_slide, open_slide
-from slide_makers import halve, write_slide
+from slide_makers import halve, write_dicom, write_slide
 
 
 def picture(height: int, width: int) -> np.ndarray:
@@ -152,6 +152,9 @@ def test_microns_by_the_properties_of_openslide(properties: dict[str, str], micr
         (np.zeros((90, 90, 3), np.uint16), {}, "uint16 slide where 8 bits"),
         (np.zeros((90, 90), np.uint8), {"photometric": "minisblack"}, "not an RGB slide: 1 channel"),
         (np.zeros((3, 90, 90), np.uint8), {"planarconfig": "separate"}, "stored apart"),
+        (np.zeros((90, 90, 4), np.uint8), {"photometric": "separated"}, "not an RGB slide: 4 channel"),
+        # Only JPEG is decoded to RGB.
+        (np.zeros((90, 90, 3), np.uint8), {"photometric": "ycbcr", "subsampling": (1, 1)}, "not an RGB slide.*YCBCR"),
     ],
 )
 def test_what_is_no_brightfield_slide_is_refused(
@@ -233,6 +236,22 @@ def test_openslide_reads_what_tifffile_reads(image: np.ndarray, tmp_path: Path) 
             ours, theirs = (one.read(left, top, width, height, scale).astype(int) for one in (slide, same))
             # Levels of an odd width lie between the pixels for OpenSlide.
             assert np.abs(ours - theirs).mean() < (0.01 if scale <= 1 else 6)
+
+
+def test_a_slide_in_dicom_is_found_by_any_of_its_files(image: np.ndarray, tmp_path: Path) -> None:
+    pytest.importorskip("openslide")
+    coarsest = write_dicom(tmp_path / "slide", image, 0.5)
+    for path in (coarsest, coarsest.with_name("level-0.dcm")):
+        assert is_slide(path, 10**9)
+        with open_slide(path) as slide:
+            assert slide.levels == [(301, 230), (150, 115)]
+            assert slide.microns_per_pixel == pytest.approx(0.5)
+            assert slide.identity
+            np.testing.assert_array_equal(slide.read(0, 0, 301, 230), image)
+            np.testing.assert_array_equal(slide.read(20, 40, 100, 80), image[40:120, 20:120])
+    path.write_bytes(b"DICM of another kind")
+    with pytest.raises(NucloraError, match=r"level-0\.dcm: OpenSlide cannot read it"):
+        open_slide(path)
 
 
 def test_what_is_transparent_is_glass(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, image: np.ndarray) -> None:

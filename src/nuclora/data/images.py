@@ -23,8 +23,22 @@ MAX_PIXELS = 89_478_485
 
 _T = TypeVar("_T")
 _LABEL_MODES = frozenset({"L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"})
-# What tifffile decodes straight to grey or RGB; palettes, CMYK and the rest go through Pillow.
+# What tifffile decodes straight to grey or RGB, and what goes through Pillow.
 _PLAIN_PHOTOMETRICS = frozenset({tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB})
+_OTHER_PHOTOMETRICS = frozenset(
+    {
+        tifffile.PHOTOMETRIC.MINISWHITE,
+        tifffile.PHOTOMETRIC.PALETTE,
+        tifffile.PHOTOMETRIC.SEPARATED,
+        tifffile.PHOTOMETRIC.YCBCR,
+        tifffile.PHOTOMETRIC.CIELAB,
+    }
+)
+_ALPHA = frozenset({tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA})
+# White of 16 bits over white of 8.
+_STEPS_16 = 257
+# A brightfield image whose brightest value is lower was scaled to 14 bits or fewer.
+_LEAST_WHITE_16 = 1 << 14
 _LABEL_MEND = "save it as an integer label map: one id a nucleus, 0 background (PNG, TIFF or NPY)"
 _TILE_MEND = "cut it into tiles of some thousand pixels at most"
 
@@ -32,16 +46,17 @@ _TILE_MEND = "cut it into tiles of some thousand pixels at most"
 def read_image(path: Path) -> NDArray[np.uint8]:
     """Read an image as RGB.
 
-    Grey, palette and CMYK images are converted; an alpha channel is dropped, not blended.
+    Grey, palette, CMYK, YCbCr and CIELAB images are converted; an alpha channel is dropped, not blended. RGB of 16 bits
+    is divided by 257, and refused where its brightest value is under 16,384: its range is not that of 16 bits then.
 
     Args:
-        path: PNG, TIFF, JPEG or BMP file with 8 bits a channel.
+        path: PNG, TIFF, JPEG or BMP file with 8 bits a channel; PNG or TIFF file of RGB with 16.
 
     Returns:
         The pixels, (H, W, 3).
 
     Raises:
-        NucloraError: No such file, damaged, not 8-bit, several pages, or larger than a tile.
+        NucloraError: No such file, damaged, of other values or channels, several pages, or larger than a tile.
     """
     return guard(_read_tiff_image if path.suffix.lower() in TIFF_SUFFIXES else _read_pillow_image, path)
 
@@ -156,20 +171,49 @@ def _open_pillow(path: Path) -> Image.Image:
 
 def _read_pillow_image(path: Path) -> NDArray[Any]:
     with _open_pillow(path) as image:
+        # Pages of TIFF are counted before, and the pictures after the first of a phone's MPO are of other kinds.
+        frames = getattr(image, "n_frames", 1)
+        if frames > 1 and image.format not in ("TIFF", "MPO"):
+            raise _several(frames, path)
         if image.mode.startswith(("I", "F")):
-            raise _not_eight_bit(path, "16-bit or float")
+            raise _not_eight_bit(path, "16-bit grey or float")
+        if image.mode == "1":
+            raise _not_eight_bit(path, "1-bit")
+        if image.format == "PNG" and _png_depth(path) == 16:
+            # Pillow cuts 16-bit RGB down to 8 bits in silence.
+            return _from_sixteen_bit(_decode_png(path), path)
         if "transparency" in image.info:
             # Pillow blends or warns about a palette's transparency unless it becomes alpha first.
             return np.asarray(image.convert("RGBA"))[..., :3].copy()
-        if image.format == "PNG" and _png_depth(path) == 16:
-            # Pillow cuts 16-bit RGB down to 8 bits in silence.
-            raise _not_eight_bit(path, "16-bit")
         return np.array(image.convert("RGB"))
 
 
 def _png_depth(path: Path) -> int:
     with path.open("rb") as file:
         return file.read(25)[-1]
+
+
+def _decode_png(path: Path) -> NDArray[Any]:
+    import imagecodecs
+
+    return np.asarray(imagecodecs.png_decode(path.read_bytes()))
+
+
+def _from_sixteen_bit(pixels: NDArray[Any], path: Path) -> NDArray[np.uint8]:
+    if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
+        raise _not_eight_bit(path, "16-bit grey")
+    rgb = pixels[..., :3]
+    if rgb.max() < _LEAST_WHITE_16:
+        raise NucloraError(
+            f"16-bit RGB whose brightest value is {rgb.max()} of 65535: its range is not known",
+            path=path,
+            mend="convert it to 8-bit RGB with the same scaling for every image",
+        )
+    return ((rgb.astype(np.uint32) + _STEPS_16 // 2) // _STEPS_16).astype(np.uint8)
+
+
+def _several(pages: int, path: Path) -> NucloraError:
+    return NucloraError(f"{pages} pages where one is expected", path=path, mend="save one plane a file")
 
 
 def _not_eight_bit(path: Path, what: str) -> NucloraError:
@@ -207,17 +251,33 @@ def _map_array(path: Path) -> NDArray[Any]:
 def _read_tiff_image(path: Path) -> NDArray[Any]:
     with tifffile.TiffFile(path) as tiff:
         page = _only_page(tiff, path)
-        if page.dtype is None or page.dtype == np.bool_ or page.dtype.itemsize > 1 or page.bitspersample > 8:
-            raise _not_eight_bit(path, f"{page.dtype}")
-        if page.photometric in _PLAIN_PHOTOMETRICS or page.compression == tifffile.COMPRESSION.JPEG:
+        is_rgb = page.photometric == tifffile.PHOTOMETRIC.RGB
+        if page.dtype != np.uint8 and not (page.dtype == np.uint16 and is_rgb):
+            raise _not_eight_bit(path, "1-bit" if page.dtype == np.bool_ else f"{page.dtype}")
+        if page.bitspersample < 8 and page.photometric in _PLAIN_PHOTOMETRICS:
+            raise _not_eight_bit(path, f"{page.bitspersample}-bit")
+        # Of JPEG the decoder has made RGB.
+        is_jpeg = page.photometric == tifffile.PHOTOMETRIC.YCBCR and page.compression == tifffile.COMPRESSION.JPEG
+        if page.photometric in _PLAIN_PHOTOMETRICS or is_jpeg:
             pixels = _decode(page, path)
             if pixels.ndim == 3 and pixels.shape[0] in (3, 4) and page.planarconfig == tifffile.PLANARCONFIG.SEPARATE:
                 pixels = np.moveaxis(pixels, 0, -1)
+            if pixels.ndim == 3 and pixels.shape[2] == 2 and _ALPHA.intersection(page.extrasamples):
+                pixels = pixels[..., 0]
             if pixels.ndim == 2:
                 pixels = np.repeat(pixels[..., None], 3, axis=2)
             if pixels.ndim != 3 or pixels.shape[2] not in (3, 4):
-                raise NucloraError(f"an array of shape {pixels.shape}, not a grey or RGB image", path=path)
+                raise NucloraError(
+                    f"an array of shape {pixels.shape}, not a grey or RGB image",
+                    path=path,
+                    mend="save its colours as 8-bit RGB",
+                )
+            if pixels.dtype == np.uint16:
+                return _from_sixteen_bit(pixels, path)
             return np.ascontiguousarray(pixels[..., :3])
+        if page.photometric not in _OTHER_PHOTOMETRICS:
+            kind = getattr(page.photometric, "name", page.photometric)
+            raise NucloraError(f"colours of the kind {kind}", path=path, mend="convert it to 8-bit RGB")
     return _read_pillow_image(path)
 
 
@@ -244,7 +304,7 @@ def _only_page(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
     if not full:
         raise ValueError("no page in the file")
     if len(full) > 1:
-        raise NucloraError(f"{len(full)} pages where one is expected", path=path, mend="save one plane a file")
+        raise _several(len(full), path)
     _refuse_large(full[0].shape, path)
     return full[0]
 

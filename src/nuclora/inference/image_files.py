@@ -17,6 +17,8 @@ SUFFIXES: Final = IMAGE_SUFFIXES | {".webp"} | SLIDE_SUFFIXES
 
 # What `nuclora predict` itself writes, where its output folder is among its inputs.
 _OWN_ENDINGS = (".labels.tif", ".overlay.png")
+# A slide in DICOM is a folder of files, a level each: only who names one of them says that it is one slide.
+_DICOM = ".dcm"
 _KINDS = "PNG, JPEG, TIFF, BMP, WebP or slide"
 
 
@@ -37,8 +39,8 @@ class ImageFile:
 def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> list[ImageFile]:
     """Find the images that some inputs mean.
 
-    Of folders and globs only files with an image's suffix are taken, and none that `nuclora predict` wrote. A file that
-    several inputs name is taken once.
+    Of folders and globs only files with an image's suffix are taken, none that `nuclora predict` wrote, and no DICOM. A
+    file that several inputs name is taken once.
 
     Args:
         inputs: Files, folders, and globs (``*``, ``?``, ``[...]``, and ``**`` for folders of any depth).
@@ -74,26 +76,36 @@ def _expand(given: str, recursive: bool) -> list[ImageFile]:
         matches = sorted(Path(match) for match in glob.glob(given, recursive=True))  # noqa: PTH207
         images = [ImageFile(match.stem, match) for match in matches if _is_image(match)]
         if not images:
-            raise NucloraError(f"{len(matches)} files match, none an image", path=given, mend=f"name {_KINDS} files")
+            raise NucloraError(
+                f"{len(matches)} files match, none an image", path=given, mend=_mend(matches, f"name {_KINDS} files")
+            )
         return images
     raise NucloraError("no such file or folder", path=path, mend="check the path")
 
 
 def _of_folder(folder: Path, recursive: bool) -> list[ImageFile]:
+    files = sorted(folder.rglob("*") if recursive else folder.iterdir())
     images = [
         ImageFile(path.relative_to(folder).with_suffix("").as_posix(), path)
-        for path in sorted(folder.rglob("*") if recursive else folder.iterdir())
+        for path in files
         if _is_image(path) and not any(map(is_junk, path.relative_to(folder).parents))
     ]
     if not images:
         deeper = not recursive and any(_is_image(path) for path in folder.glob("*/*"))
-        mend = "give --recursive: there are some in its folders" if deeper else f"put {_KINDS} files there"
+        mend = (
+            "give --recursive: there are some in its folders" if deeper else _mend(files, f"put {_KINDS} files there")
+        )
         raise NucloraError("no image in this folder", path=folder, mend=mend)
     return images
 
 
+def _mend(files: Sequence[Path], usual: str) -> str:
+    is_dicom = any(file.suffix.lower() == _DICOM for file in files)
+    return "name one file of each DICOM slide" if is_dicom else usual
+
+
 def _is_image(path: Path) -> bool:
-    own = path.name.lower().endswith(_OWN_ENDINGS)
+    own = path.name.lower().endswith((*_OWN_ENDINGS, _DICOM))
     return path.suffix.lower() in SUFFIXES and not own and not is_junk(path) and path.is_file()
 
 

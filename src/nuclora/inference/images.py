@@ -28,6 +28,7 @@ from nuclora.io.labels import write_labels
 from nuclora.io.overlay import write_overlay
 from nuclora.io.parquet import require_parquet, write_parquet
 from nuclora.io.tables import measure_nuclei, write_columns
+from nuclora.io.zarr import Grid, Read, require_zarr, write_zarr
 from nuclora.models.adapter import read_card, shipped_adapter
 from nuclora.recipe import EvaluateSettings
 
@@ -103,6 +104,8 @@ def predict_files(
     if "parquet" in formats:
         # Before hours of work, and not after.
         require_parquet()
+    if "zarr" in formats:
+        require_zarr()
     images = find_images(inputs, recursive=recursive)
     if region or not tissue_mask:
         require_slides(images)
@@ -260,7 +263,7 @@ def write_output(
     """Write one output of one image, atomically.
 
     Args:
-        path: The file.
+        path: The file or folder.
         output: One of :data:`nuclora.inference.outputs.FORMATS`.
         file_name: Of the image.
         image: RGB, (H, W, 3).
@@ -275,12 +278,19 @@ def write_output(
         write_geojson(path, nuclei.labels, nuclei.scores, microns_per_pixel)
     elif output == "coco":
         write_coco(path, file_name, (image.shape[0], image.shape[1]), nucleus_annotations(nuclei.labels, nuclei.scores))
+    elif output == "zarr":
+        grid = Grid(image.shape[0], image.shape[1], microns_per_pixel)
+        write_zarr(path, file_name, grid, _reader(image), _reader(nuclei.labels))
     else:
         measured = measure_nuclei(image, nuclei.labels, nuclei.scores, microns_per_pixel)
         if output == "table":
             write_columns(path, measured)
         else:
             write_parquet(path, [measured])
+
+
+def _reader(pixels: NDArray[Any]) -> Read:
+    return lambda rows, columns: pixels[rows.start : rows.stop, columns.start : columns.stop]
 
 
 def _row(image: ImageFile, nuclei: Nuclei, seconds: float) -> Row:

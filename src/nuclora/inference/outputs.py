@@ -1,7 +1,7 @@
 """The folder of predictions: what is in it, what it was made from, and what is still to do.
 
 OUT/
-  NAME.labels.tif, NAME.overlay.png, NAME.geojson, NAME.csv, NAME.coco.json, NAME.parquet    as asked for
+  NAME.labels.tif, NAME.overlay.png, NAME.geojson, NAME.csv, NAME.coco.json, NAME.parquet, NAME.zarr    as asked for
   NAME.parts/      what is found of a slide while it is worked on, see :mod:`nuclora.inference.parts`
   summary.csv      a row an image
   predict.jsonl    what each image's files were made from, a line when they are begun and one when they are there
@@ -29,8 +29,9 @@ FORMATS: Final[Mapping[str, str]] = {
     "table": ".csv",
     "coco": ".coco.json",
     "parquet": ".parquet",
+    "zarr": ".zarr",
 }
-"""Endings of the files by format."""
+"""Endings of the files by format; a store of Zarr is a folder."""
 
 USUAL: Final = ("labels", "overlay", "geojson", "table")
 """The formats that are written unless others are asked for."""
@@ -132,7 +133,7 @@ class OutputFolder:
             raise NucloraError("damaged", path=self._log.path, mend="name another folder with -o") from error
 
     def path(self, name: str, output: str) -> Path:
-        """File of one output of an image."""
+        """File or folder of one output of an image."""
         return self.root / f"{name}{FORMATS[output]}"
 
     def parts(self, name: str) -> Path:
@@ -146,7 +147,7 @@ class OutputFolder:
             record is not None
             and record.sha256 == sha256
             and record.made_by == made_by
-            and all(output in record.formats and self.path(image.name, output).is_file() for output in formats)
+            and all(output in record.formats and self.path(image.name, output).exists() for output in formats)
         )
 
     def refuse_conflict(self, image: ImageFile, sha256: str, made_by: Mapping[str, Any]) -> None:
@@ -184,7 +185,7 @@ class OutputFolder:
             be of two makes.
         """
         record = self.records.get(image.name)
-        there = [output for output in FORMATS if record is not None and self.path(image.name, output).is_file()]
+        there = [output for output in FORMATS if record is not None and self.path(image.name, output).exists()]
         self._add(Record(image.name, str(image.path.resolve()), sha256, made_by))
         return [output for output in FORMATS if output in formats or output in there]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -21,6 +21,7 @@ from nuclora.io.overlay import OUTLINE_COLOURS, draw_rings, write_picture
 from nuclora.io.parquet import write_parquet
 from nuclora.io.pyramid import overlap
 from nuclora.io.tables import measure_nuclei, write_rows
+from nuclora.io.zarr import Grid, write_zarr
 
 OVERVIEW_SIDE: Final = 4096
 """The overlay's longer side has at most so many pixels."""
@@ -115,28 +116,18 @@ def write_labels(path: Path, canvas: Canvas, blocks: Sequence[Block], parts: Par
         blocks: The blocks that it was cut into.
         parts: All parts of the slide.
     """
-    before = parts.before()
-
-    @functools.lru_cache(_HELD)
-    def labels(index: int) -> tuple[tuple[int, int], NDArray[np.int32]]:
-        found = parts.read(index)
-        return found.origin, np.where(found.labels > 0, found.labels + before[index], 0).astype(np.int32)
-
-    def tiles() -> Iterator[NDArray[np.int32]]:
-        for top in range(0, canvas.shape[0], _TILE):
-            in_row = [block for block in blocks if block.index in before and _meets(block, 0, top)]
-            for left in range(0, canvas.shape[1], _TILE):
-                tile = np.zeros((_TILE, _TILE), dtype=np.int32)
-                for block in in_row:
-                    if _meets(block, 1, left):
-                        _paint(tile, (top, left), *labels(block.index))
-                yield tile
-
+    read = _label_reader(blocks, parts)
+    height, width = canvas.shape
+    tiles = (
+        read(range(top, top + _TILE), range(left, left + _TILE))
+        for top in range(0, height, _TILE)
+        for left in range(0, width, _TILE)
+    )
     density = 1e4 / (canvas.microns_per_pixel * canvas.scale)
     with atomic_file(path) as file:
         tifffile.imwrite(
             file,
-            tiles(),
+            tiles,
             shape=canvas.shape,
             dtype=np.int32,
             bigtiff=True,
@@ -148,6 +139,46 @@ def write_labels(path: Path, canvas: Canvas, blocks: Sequence[Block], parts: Par
             metadata=None,
             maxworkers=1,
         )
+
+
+def write_store(path: Path, canvas: Canvas, blocks: Sequence[Block], parts: Parts) -> None:
+    """Write a canvas and its label map as OME-Zarr, in microns of the whole slide.
+
+    Args:
+        path: The store.
+        canvas: The canvas, whose pixels the store's are.
+        blocks: The blocks that it was cut into.
+        parts: All parts of the slide.
+    """
+    step = canvas.microns_per_pixel * canvas.scale
+    top, left = (
+        (corner - 0.5) * canvas.microns_per_pixel + step / 2 for corner in (canvas.region.top, canvas.region.left)
+    )
+    grid = Grid(*canvas.shape, step, (top, left))
+    write_zarr(path, canvas.slide.path.name, grid, canvas.read, _label_reader(blocks, parts))
+
+
+def _label_reader(blocks: Sequence[Block], parts: Parts) -> Callable[[range, range], NDArray[np.int32]]:
+    """Reads rows and columns of the label map: int32 (rows, columns). Rows are best asked for in order."""
+    before = parts.before()
+
+    @functools.lru_cache(_HELD)
+    def labels(index: int) -> tuple[tuple[int, int], NDArray[np.int32]]:
+        found = parts.read(index)
+        return found.origin, np.where(found.labels > 0, found.labels + before[index], 0).astype(np.int32)
+
+    @functools.lru_cache(1)
+    def in_row(rows: range) -> list[Block]:
+        return [block for block in blocks if block.index in before and _meet(block.framed[0], rows)]
+
+    def read(rows: range, columns: range) -> NDArray[np.int32]:
+        tile = np.zeros((len(rows), len(columns)), dtype=np.int32)
+        for block in in_row(rows):
+            if _meet(block.framed[1], columns):
+                _paint(tile, (rows.start, columns.start), *labels(block.index))
+        return tile
+
+    return read
 
 
 def write_overview(path: Path, canvas: Canvas, parts: Parts) -> None:
@@ -169,10 +200,8 @@ def write_overview(path: Path, canvas: Canvas, parts: Parts) -> None:
     write_picture(path, picture)
 
 
-def _meets(block: Block, axis: int, start: int) -> bool:
-    """Whether a nucleus of a block may lie in the row or column of tiles that begins there."""
-    framed = block.framed[axis]
-    return framed.start < start + _TILE and framed.stop > start
+def _meet(one: range, other: range) -> bool:
+    return one.start < other.stop and other.start < one.stop
 
 
 def _paint(tile: NDArray[np.int32], place: tuple[int, int], origin: tuple[int, int], labels: NDArray[np.int32]) -> None:

@@ -28,6 +28,7 @@ from nuclora.inference.slide_outputs import (
     write_measurements,
     write_nuclei,
     write_overview,
+    write_store,
     write_table,
 )
 from nuclora.inference.windows import Known
@@ -197,7 +198,7 @@ def write_output(path: Path, output: str, canvas: Canvas, blocks: Sequence[Block
     """Write one output of a slide from its parts, atomically.
 
     Args:
-        path: The file.
+        path: The file or folder.
         output: One of :data:`nuclora.inference.outputs.FORMATS`.
         canvas: What of the slide was predicted.
         blocks: The blocks that it was cut into.
@@ -216,6 +217,8 @@ def write_output(path: Path, output: str, canvas: Canvas, blocks: Sequence[Block
         write_annotations(path, canvas, parts)
     elif output == "parquet":
         write_measurements(path, parts)
+    elif output == "zarr":
+        write_store(path, canvas, blocks, parts)
     else:
         write_table(path, parts)
 

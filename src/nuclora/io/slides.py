@@ -15,7 +15,7 @@ from nuclora.errors import NucloraError
 from nuclora.io.microns import of_openslide, of_tiff
 from nuclora.io.pyramid import GLASS, Level, Pixels, Slide, overlap
 
-SLIDE_SUFFIXES: Final = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif"})
+SLIDE_SUFFIXES: Final = frozenset({".svs", ".ndpi", ".mrxs", ".scn", ".vms", ".vmu", ".bif", ".dcm"})
 """Of files that are always slides; a TIFF may be one, see :func:`is_slide`."""
 
 TIFF_SUFFIXES: Final = frozenset({".tif", ".tiff"})
@@ -47,8 +47,9 @@ def open_slide(path: Path, microns_per_pixel: float | None = None) -> Slide:
     """Open a slide.
 
     Args:
-        path: A file that OpenSlide knows (SVS, NDPI, MRXS, SCN, VMS, VMU, BIF, TIFF of these makers), or any TIFF of
-            8-bit RGB, best with tiles and levels (OME-TIFF is one).
+        path: A file that OpenSlide knows (SVS, NDPI, MRXS, SCN, VMS, VMU, BIF, TIFF of these makers; of a slide in
+            DICOM any of its files, which lie in one folder), or any TIFF of 8-bit RGB, best with tiles and levels
+            (OME-TIFF is one).
         microns_per_pixel: Of level 0; by default the file is asked, see :mod:`nuclora.io.microns`.
 
     Raises:
@@ -187,8 +188,10 @@ def _require_rgb(series: Any, path: Path) -> None:
         raise NucloraError(
             f"{key.dtype} slide where 8 bits a channel are expected", path=path, mend="convert it to 8-bit RGB"
         )
-    colours = (tifffile.PHOTOMETRIC.RGB, tifffile.PHOTOMETRIC.YCBCR)
-    if key.samplesperpixel not in (3, 4) or key.photometric not in colours or len(series.levels[0].pages) > 1:
+    # Only the decoder of JPEG makes RGB of YCbCr.
+    is_jpeg = key.photometric == tifffile.PHOTOMETRIC.YCBCR and key.compression in _JPEG
+    is_rgb = key.photometric == tifffile.PHOTOMETRIC.RGB or is_jpeg
+    if key.samplesperpixel not in (3, 4) or not is_rgb or len(series.levels[0].pages) > 1:
         raise NucloraError(
             f"not an RGB slide: {key.samplesperpixel} channel(s) and {len(series.levels[0].pages)} page(s) of"
             f" {key.photometric.name}",
