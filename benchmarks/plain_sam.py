@@ -56,7 +56,8 @@ def plain_sam(model: NucleiSam) -> SamModel:
         encoder = plain_tiny_vit(model.vision_encoder)
         state = {key: value for key, value in state.items() if not key.startswith("vision_encoder.")}
         missing, unexpected = plain.load_state_dict(state, strict=False)
-        assert not unexpected and all(key.startswith("vision_encoder.") for key in missing if "shared" not in key)
+        assert not unexpected
+        assert all(key.startswith("vision_encoder.") for key in missing if "shared" not in key)
         plain.vision_encoder = _AsVisionEncoder(encoder)
     else:
         plain.load_state_dict(state)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -20,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nuclora.errors import NucloraError
-from nuclora.files import disk_errors, write_atomic
+from nuclora.files import atomic_folder, write_atomic
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import LoadedBase, load_base, require_finite
 from nuclora.models.lora import fold_adapters
@@ -122,28 +120,14 @@ def _write(
     folder: Path, config: LoraConfig, weights: Mapping[str, Mapping[str, torch.Tensor]], card: AdapterCard
 ) -> None:
     """Write an adapter's files, its tensors by file name, all of them or none."""
-    with disk_errors(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{folder.name}-", dir=folder.parent) as scratch:
-            fresh = Path(scratch) / "new"
-            fresh.mkdir()
-            config.save_pretrained(str(fresh))
-            for name, tensors in weights.items():
-                _save_tensors(tensors, fresh / name)
-            (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
-            _publish(fresh, folder, Path(scratch))
-
-
-def _publish(fresh: Path, folder: Path, scratch: Path) -> None:
-    """Put a folder that is written in full in its place."""
-    for file in fresh.iterdir():
-        # safetensors writes for the owner's eyes only; an adapter is there to be shared.
-        file.chmod(0o644)
-        _flush(file)
-    if folder.exists():
-        # A folder with files in it cannot be replaced in one step; the old one goes with the scratch folder.
-        folder.replace(scratch / "old")
-    fresh.replace(folder)
+    with atomic_folder(folder) as fresh:
+        config.save_pretrained(str(fresh))
+        for name, tensors in weights.items():
+            _save_tensors(tensors, fresh / name)
+        (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
+        for file in fresh.iterdir():
+            # safetensors writes for the owner's eyes only; an adapter is there to be shared.
+            file.chmod(0o644)
 
 
 def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -327,9 +311,3 @@ def _check_fit(tensors: dict[str, torch.Tensor], expected: dict[str, torch.Tenso
 def _kind(tensor: torch.Tensor) -> str:
     """Its shape; and its type, where that holds no fractions and so no weights."""
     return f"{tuple(tensor.shape)}" + ("" if tensor.is_floating_point() else f" of {tensor.dtype}")
-
-
-def _flush(file: Path) -> None:
-    """To the disk, so that a power cut after the rename finds whole files."""
-    with file.open("rb") as stream:
-        os.fsync(stream.fileno())
