@@ -2,9 +2,57 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
-from transformers.models.sam.modeling_sam import SamVisionEncoder
+from transformers import SamVisionConfig
+from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionEncoder
+
+# Fused kernels want head sizes of a multiple of this.
+_HEAD_STEP = 8
+
+
+class FusedAttention(SamVisionAttention):  # type: ignore[misc]
+    """`transformers`' attention with relative positions, without a matrix of all queries and keys.
+
+    The bias of query q at key (row, column) is the sum of a number for the row and one for the column (Li et al. 2022,
+    "MViTv2"). So it is a product too: q with these numbers behind it, and k with a one at its row and one at its
+    column. Then any fused kernel gives the biased attention, whose memory grows with the tokens and not with their
+    square.
+    """
+
+    def forward(self, hidden_states: Tensor, output_attentions: bool | None = None) -> tuple[Tensor, None]:
+        """(batch, height, width, channels) to the same shape; attention weights are never there."""
+        batch, height, width, _ = hidden_states.shape
+        qkv = self.qkv(hidden_states).reshape(batch, height * width, 3, self.num_attention_heads, -1)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        size = query.shape[-1]
+        if self.use_rel_pos:
+            of_rows, of_columns = self._biases(query, height, width)
+            padding = -(size + height + width) % _HEAD_STEP
+            query = F.pad(torch.cat([query * self.scale, of_rows, of_columns], -1), (0, padding))
+            key = torch.cat([key, _places(height, width, key).expand(*key.shape[:2], -1, -1)], -1)
+            key, value = F.pad(key, (0, padding)), F.pad(value, (0, height + width + padding))
+            attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :size]
+        else:
+            attended = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
+        return self.proj(attended.transpose(1, 2).reshape(batch, height, width, -1)), None
+
+    def _biases(self, query: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """Of each query the bias at each row and at each column: (batch, heads, tokens, height) and (..., width)."""
+        grid = query.reshape(*query.shape[:2], height, width, -1)
+        rows = self.get_rel_pos(height, height, self.rel_pos_h).to(query.dtype)
+        columns = self.get_rel_pos(width, width, self.rel_pos_w).to(query.dtype)
+        of_rows = torch.einsum("bnhwc,hkc->bnhwk", grid, rows)
+        of_columns = torch.einsum("bnhwc,wkc->bnhwk", grid, columns)
+        return of_rows.flatten(2, 3), of_columns.flatten(2, 3)
+
+
+def _places(height: int, width: int, like: Tensor) -> Tensor:
+    """A one at each token's row and one at its column, (tokens, height + width)."""
+    rows = torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, 0)
+    columns = torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1)
+    return torch.cat([rows, columns], 1)
 
 
 class ViT(SamVisionEncoder):  # type: ignore[misc]
@@ -12,6 +60,12 @@ class ViT(SamVisionEncoder):  # type: ignore[misc]
 
     Relative positions need nothing: `transformers` resizes them to the grid at each call, and windows keep their size.
     """
+
+    def __init__(self, config: SamVisionConfig) -> None:
+        super().__init__(config)
+        for layer in self.layers:
+            # The same weights, computed with in another way.
+            layer.attn.__class__ = FusedAttention
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed images.
