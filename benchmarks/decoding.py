@@ -2,28 +2,36 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from common import Results, best_of, parser
-from label_maps import Floats, Labels, discs, noisy_maps, tiles
+from numpy.typing import NDArray
 from scipy import ndimage
 from skimage.filters import gaussian
 from skimage.measure import label, regionprops
 from skimage.segmentation import watershed
 
+from common import Results, best_of, parser
+from label_maps import Floats, Labels, discs, noisy_maps, tiles
 from nuclora.inference.decode import decode, upsample
 from nuclora.recipe import DecodeSettings
+
+Mask = NDArray[np.bool_]
 
 SETTINGS = DecodeSettings()
 MIN_SIZE = 10
 
 
-def plain_decode(maps: Floats, shape: tuple[int, int], settings: DecodeSettings, min_size: int) -> Labels:
-    """`nuclora.inference.decode.decode` step by step with scikit-image, a region at a time in its bounding box.
+def plain_decode(
+    maps: Floats, shape: tuple[int, int], settings: DecodeSettings, min_size: int, *, in_boxes: bool
+) -> Labels:
+    """`nuclora.inference.decode.decode` step by step with scikit-image, a nucleus at a time.
 
-    Enlarging the maps is the product's own: it is one call of torch, and rounding must not part the two sides.
+    In the plainest form each nucleus is a mask of the whole image; `in_boxes` looks at its bounding box alone. the
+    maps is the product's own: it is one call of torch, and rounding must not part the two sides.
     """
     foreground, distance, offset_y, offset_x = upsample(maps[[0, 2, 3, 4]], shape)
     rows, columns = np.nonzero(foreground > settings.foreground)
@@ -41,17 +49,17 @@ def plain_decode(maps: Floats, shape: tuple[int, int], settings: DecodeSettings,
 
     labels = np.zeros(shape, np.int32)
     labels[rows, columns] = hills[to_rows, to_columns]
-    for region in regionprops(labels, intensity_image=distance):
-        if region.intensity_max <= settings.core:
-            labels[region.slice][region.image] = 0
+    for box, nucleus in _regions(labels, in_boxes):
+        if distance[box][nucleus].max() <= settings.core:
+            labels[box][nucleus] = 0
             continue
-        parts = label(region.image, connectivity=1)
+        parts = label(nucleus, connectivity=1)
         largest = 1 + np.argmax(np.bincount(parts.ravel())[1:])
-        labels[region.slice][(parts > 0) & (parts != largest)] = 0
-    _fill_holes(labels)
-    for region in regionprops(labels):
-        if region.area < min_size:
-            labels[region.slice][region.image] = 0
+        labels[box][(parts > 0) & (parts != largest)] = 0
+    _fill_holes(labels, in_boxes)
+    for box, nucleus in _regions(labels, in_boxes):
+        if np.count_nonzero(nucleus) < min_size:
+            labels[box][nucleus] = 0
     ids, first = np.unique(labels, return_index=True)
     numbers = np.zeros(labels.max() + 1, np.int32)
     in_order = [identity for identity in ids[np.argsort(first)] if identity]
@@ -77,17 +85,24 @@ def _without_shallow_valleys(hills: Labels, votes: Floats, valley: float) -> Lab
     return joined
 
 
-def _fill_holes(labels: Labels) -> None:
+def _fill_holes(labels: Labels, in_boxes: bool) -> None:
     """Give background inside one nucleus alone to it."""
-    for hole in regionprops(label(labels == 0, connectivity=1)):
-        top, left, bottom, right = hole.bbox
-        if top == 0 or left == 0 or bottom == labels.shape[0] or right == labels.shape[1]:
+    for box, hole in _regions(label(labels == 0, connectivity=1), in_boxes):
+        where = np.zeros(labels.shape, bool)
+        where[box] = hole
+        if where[[0, -1]].any() or where[:, [0, -1]].any():
             continue
-        box = slice(top - 1, bottom + 1), slice(left - 1, right + 1)
-        inside = np.pad(hole.image, 1)
-        around = np.unique(labels[box][ndimage.binary_dilation(inside) & ~inside])
+        around = np.unique(labels[ndimage.binary_dilation(where) & ~where])
         if len(around) == 1:
-            labels[box][inside] = around[0]
+            labels[where] = around[0]
+
+
+def _regions(labels: Labels, in_boxes: bool) -> Iterator[tuple[tuple[slice, ...], Mask]]:
+    """Each label's place and its mask there."""
+    if in_boxes:
+        yield from ((region.slice, region.image) for region in regionprops(labels))
+    else:
+        yield from (((slice(None),), labels == identity) for identity in np.unique(labels) if identity)
 
 
 def main() -> None:
@@ -97,18 +112,17 @@ def main() -> None:
     results = Results()
     for name, truth in tiles(given.data, count=5):
         maps = noisy_maps(truth)
-        results.compare(
-            f"decoding, 512 x 512, {name}, {truth.max()} nuclei",
-            lambda maps=maps, shape=truth.shape: decode(maps, shape, SETTINGS, MIN_SIZE),
-            lambda maps=maps, shape=truth.shape: plain_decode(maps, shape, SETTINGS, MIN_SIZE),
-            np.array_equal,
-            given.repeats,
-        )
+        for reference, in_boxes in (("whole masks", False), ("boxes", True)):
+            results.compare(
+                f"decoding, 512 x 512, {name}, {truth.max()} nuclei, against {reference}",
+                functools.partial(decode, maps, truth.shape, SETTINGS, MIN_SIZE),
+                functools.partial(plain_decode, maps, truth.shape, SETTINGS, MIN_SIZE, in_boxes=in_boxes),
+                np.array_equal,
+                given.repeats,
+            )
     for side, count in ((512, 200), (1024, 800), (2048, 3_200), (4096, 12_800), (2048, 100), (2048, 1_000)):
         maps = noisy_maps(discs(side, count, seed=1))
-        (ours_s,) = best_of(
-            [lambda maps=maps, side=side: decode(maps, (side, side), SETTINGS, MIN_SIZE)], given.repeats
-        )
+        (ours_s,) = best_of([functools.partial(decode, maps, (side, side), SETTINGS, MIN_SIZE)], given.repeats)
         results.add(f"decoding, {side} x {side}, {count:,} nuclei", ours_s)
     _compare_threads(results, given.repeats)
     results.finish(given.out)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from common import Results, best_of, parser
-from label_maps import Labels, discs, noisy_maps, tiles
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
+from common import Results, best_of, parser
+from label_maps import Labels, discs, noisy_maps, tiles
 from nuclora.inference.decode import decode
 from nuclora.metrics import classify_errors, score
 from nuclora.metrics.overlap import OverlapTable
