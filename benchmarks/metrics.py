@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -108,8 +109,8 @@ def main() -> None:
         prediction = decode(noisy_maps(truth), truth.shape, DecodeSettings(), min_size=10)
         results.compare(
             f"metrics, 512 x 512, {name}, {truth.max()} nuclei",
-            lambda truth=truth, prediction=prediction: all_measures(truth, prediction),
-            lambda truth=truth, prediction=prediction: reference_score(truth, prediction),
+            functools.partial(all_measures, truth, prediction),
+            functools.partial(reference_score, truth, prediction),
             same,
             given.repeats,
         )
@@ -122,7 +123,7 @@ def main() -> None:
 
 def _add(results: Results, side: int, count: int, repeats: int) -> None:
     truth, prediction = discs(side, count, seed=1), discs(side, count, seed=2)
-    (ours_s,) = best_of([lambda: all_measures(truth, prediction)], repeats)
+    (ours_s,) = best_of([functools.partial(all_measures, truth, prediction)], repeats)
     results.add(f"metrics, {side} x {side}, {count:,} nuclei", ours_s)
 
 

@@ -145,6 +145,7 @@ def _upper_parts(votes: Floats, ground: Labels, voted: Ints, seeds: Labels, pass
     bottom = np.full(int(ground.max(initial=0)) + 1, pass_height, dtype=np.float32)
     np.minimum.at(bottom, ground.ravel()[voted], votes.ravel()[voted])
     bottom[0] = np.inf
+    parts: Labels
     parts, count = ndimage.label(votes >= bottom[ground])
     seeded = np.zeros(count + 1, dtype=bool)
     seeded[parts[seeds > 0]] = True
