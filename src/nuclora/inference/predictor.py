@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -30,6 +30,8 @@ from nuclora.recipe import DenseSettings, EvaluateSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
+    from nuclora.models.sam import NucleiSam
 
 Precision = Literal["no", "bf16", "fp16"]
 _TYPES: dict[Precision, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -120,7 +122,9 @@ class Predictor:
         settings: EvaluateSettings | None = None,
         calibration: Calibration = (),
     ) -> None:
-        sam: DenseSam = model if isinstance(model, DenseSam) else model.get_base_model()
+        # By what it has: to know PEFT's class, PEFT would have to be imported.
+        base_model = getattr(model, "get_base_model", None)
+        sam: DenseSam = model if base_model is None else base_model()
         self.model = sam.to(device)
         self.input_size = input_size
         self.normalise = normalise
@@ -163,17 +167,15 @@ class Predictor:
         prompts = boxes if boxes is not None else points
         if prompts is None or (boxes is not None and points is not None):
             raise ValueError("give either boxes or points")
-        # Here and not above: transformers is slow to import, and needed by prompts alone.
-        from nuclora.models.sam import NucleiSam
-
-        if not isinstance(self.model, NucleiSam):
+        if not hasattr(self.model, "decode"):
             raise ValueError("this model was loaded without what prompts need")
+        model = cast("NucleiSam", self.model)
         mapped = torch.from_numpy(to_input_frame(prompts, encoded.shape, self.input_size)).to(self.device)
         for start in range(0, len(mapped), self.chunk):
             part = mapped[start : start + self.chunk]
             # Left before the yield: these modes must not leak into the caller's loop.
             with torch.inference_mode(), self._autocast():
-                prediction = self.model.decode(
+                prediction = model.decode(
                     encoded.embeddings,
                     boxes=part if boxes is not None else None,
                     points=part[:, None] if boxes is None else None,
