@@ -1,7 +1,8 @@
 """Start-up: `nuclora --help`, `import nuclora`, and what of `nuclora predict` on one tile is start-up and what is work.
 
-Each measurement is a process of its own, in seconds that it computed unless the row says wall time. Predicting is compared with the way that loads what prompts need too, by PEFT
-and transformers, which all predictions took up to commit c2135ef.
+Each measurement is a process of its own, in seconds that it computed unless the row says wall time. Predicting is
+compared with the way that loads what prompts need too, by PEFT and transformers, which all predictions took up to
+commit c2135ef.
 """
 
 from __future__ import annotations
