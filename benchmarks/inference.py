@@ -6,22 +6,23 @@ are: the time does not depend on the weights, but for the decoding. Post-process
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
-from common import Results, best_of, parser
 from numpy.typing import NDArray
-from plain_sam import plain_tiny_vit, random_base
 
 import nuclora
+from common import Results, best_of, parser
 from nuclora.data.synthetic import synthesize_tile
 from nuclora.inference.predictor import Backend, Precision, Predictor
 from nuclora.metrics import score
 from nuclora.models.adapter import shipped_adapter
 from nuclora.models.tiny_vit import TinyViT
 from nuclora.recipe import EvaluateSettings, load_recipe
+from plain_sam import plain_tiny_vit, random_base
 
 SIDES: dict[str, tuple[Backend, Precision]] = {
     "PyTorch, float32": ("torch", "no"),
@@ -89,7 +90,7 @@ def compare(results: Results, name: str, make: Make, image: NDArray[np.uint8], v
             agrees = float(np.abs(there - here).max()) <= _MOST_APART * float(np.ptp(there))
         if not agrees:
             sys.exit(f"{name}, {side}: other nuclei than the plain form's, so its time says nothing")
-    calls = [lambda predictor=predictor: predictor.nuclei(image, settings) for predictor in predictors.values()]
+    calls = [functools.partial(predictor.nuclei, image, settings) for predictor in predictors.values()]
     times = dict(zip(predictors, best_of(calls, repeats), strict=True))
     reference = times.pop("the plain form")
     for side, seconds in times.items():

@@ -95,10 +95,10 @@ def plain_step(model: PeftModel, optimizer: torch.optim.Optimizer, batch: dict[s
         output.pred_masks.squeeze(2).float(), batch["masks"].shape[-2:], mode="bilinear", align_corners=False
     )
     loss = F.binary_cross_entropy_with_logits(logits, batch["masks"])
-    loss.backward()
+    torch.autograd.backward(loss)
     optimizer.step()
     optimizer.zero_grad()
-    return float(loss)
+    return loss.item()
 
 
 def plain_tiny_vit(encoder: TinyViT) -> TinyViT:

@@ -10,14 +10,12 @@ from __future__ import annotations
 import resource
 import sys
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
-from common import Results, best_of, parser
-from plain_sam import plain_adapt, plain_sam, plain_step, random_base
 from torch import Tensor
 
+from common import Results, best_of, parser
 from nuclora.data.synthetic import synthesize_tile
 from nuclora.models.bases import BASES
 from nuclora.models.lora import adapt
@@ -25,6 +23,7 @@ from nuclora.recipe import Recipe, load_recipe
 from nuclora.training.allocator import keep_freed_memory
 from nuclora.training.samples import TrainingSample, make_sample
 from nuclora.training.step import TileLoss
+from plain_sam import plain_adapt, plain_sam, plain_step, random_base
 
 Step = Callable[[], float]
 # Of the loss: float32 sums in another order, and bfloat16's eight bits.
@@ -58,7 +57,7 @@ def our_side(recipe: Recipe, samples: list[TrainingSample], precision: str, devi
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return float(value)
+        return value.item()
 
     return step
 
@@ -101,12 +100,10 @@ def main() -> None:
     recipe = load_recipe("paper", changes)
     samples = make_batch(recipe, given.tiles, given.prompts)
     results = Results(given.device)
-    arguments: Any = (recipe, samples)
     sides = {
-        "reference float32": their_side(*arguments, "float32", given.device),
-        "reference bf16": their_side(*arguments, "bf16", given.device),
-        "ours float32": our_side(*arguments, "float32", given.device),
-        "ours bf16": our_side(*arguments, "bf16", given.device),
+        f"{name} {precision}": make(recipe, samples, precision, given.device)
+        for name, make in (("reference", their_side), ("ours", our_side))
+        for precision in _TOLERANCE
     }
     losses = {name: side() for name, side in sides.items()}
     for name, value in losses.items():
@@ -114,8 +111,8 @@ def main() -> None:
         if abs(value - expected) > _TOLERANCE[name.split()[1]] * abs(expected):
             sys.exit(f"the loss of {name} is {value}, and {expected} of the plain loop in float32")
     times = dict(zip(sides, best_of(list(sides.values()), given.repeats, given.device), strict=True))
-    for precision in ("float32", "bf16"):
-        for theirs in ("float32", "bf16"):
+    for precision in _TOLERANCE:
+        for theirs in _TOLERANCE:
             name = f"training step, {given.base}, {given.tiles} tiles: {precision} against plain {theirs}"
             results.add(name, times[f"ours {precision}"], times[f"reference {theirs}"])
     results.finish(given.out)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 import time
@@ -8,12 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage.segmentation import watershed
 
 from nuclora.data import open_tiles
 from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.data.targets import dense_targets
 from nuclora.errors import NucloraError
-from nuclora.inference.decode import decode, upsample
+from nuclora.inference.decode import _hills, _join, decode, upsample
 from nuclora.metrics import aji, classify_errors
 from nuclora.recipe import DecodeSettings
 
@@ -85,6 +87,26 @@ def test_upsampling_keeps_places() -> None:
         large = upsample(pooled[None], (30, 41))[0]
         # The outermost half cell has no neighbour to slope to.
         np.testing.assert_allclose(large[1:-1, 1:-2], plane[1:-1, 1:-2], atol=1e-5)
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_hills_are_those_of_a_watershed_of_all_ground(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    shape = (int(rng.integers(1, 90)), int(rng.integers(1, 90)))
+    voted = rng.integers(0, shape[0] * shape[1], int(rng.integers(1, 400)))
+    # Every third time whole ballots, whose votes are often equal.
+    weights = np.ones(len(voted)) if seed % 3 == 0 else rng.uniform(0.5, 1, len(voted))
+    ballots = np.bincount(voted, weights, shape[0] * shape[1]).astype(np.float32).reshape(shape)
+    smooth = (1.0, 2.0, 3.5)[seed % 3]
+    votes = ndimage.gaussian_filter(ballots, smooth, mode="constant")
+    floor = 0.03 / smooth**2
+    for min_size, valley in itertools.product((0, 1, 4), (0.0, 0.3, 0.75)):
+        least = min_size / (2 * np.pi * smooth**2)
+        ground = votes > floor
+        peaks = (ndimage.maximum_filter(votes, 5) == votes) & ground & (votes >= least)
+        whole = watershed(-votes, ndimage.label(peaks)[0], mask=ground).astype(np.int32)
+        hills = _hills(votes, voted, floor, least, valley)
+        assert np.array_equal(hills.ravel()[voted], _join(whole, votes, valley).ravel()[voted])
 
 
 def test_empty_maps_have_no_nuclei() -> None:

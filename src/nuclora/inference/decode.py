@@ -60,7 +60,7 @@ def decode(maps: Floats, shape: tuple[int, int], settings: DecodeSettings, min_s
     votes = ndimage.gaussian_filter(ballots.reshape(shape), settings.smooth, mode="constant")
     # The height of a peak that as many pixels agree on exactly as the smallest nucleus has.
     least = min_size / (2 * np.pi * settings.smooth**2)
-    nucleus = _hills(votes, _NO_VOTES / settings.smooth**2, least, settings.valley).ravel()[voted]
+    nucleus = _hills(votes, voted, _NO_VOTES / settings.smooth**2, least, settings.valley).ravel()[voted]
 
     core = np.zeros(nucleus.max(initial=0) + 1, dtype=np.float32)
     np.maximum.at(core, nucleus, distance[inside])
@@ -94,23 +94,77 @@ def _moved(position: Ints, offset: Floats, size: int) -> Ints:
     return moved
 
 
-def _hills(votes: Floats, floor: float, least: float, valley: float) -> Labels:
-    """The ground that rises to each peak of the votes, 1..n; peaks with no deep valley between them share one."""
+def _hills(votes: Floats, voted: Ints, floor: float, least: float, valley: float) -> Labels:
+    """The ground that rises to each peak of the votes, 1..n; peaks with no deep valley between them share one.
+
+    Exact where anybody voted; ground that nobody asks for may stay 0.
+    """
     from skimage.segmentation import watershed
 
-    ground = votes > floor
-    peaks = (ndimage.maximum_filter(votes, 5) == votes) & ground & (votes >= least)
-    seeds, _ = ndimage.label(peaks)
-    hills: Labels = watershed(-votes, seeds, mask=ground).astype(np.int32)
+    ground, _ = ndimage.label(votes > floor)
+    seeds, _ = ndimage.label(_peaks(votes, max(least, np.nextafter(np.float32(floor), np.float32(1)))))
+    parts = _upper_parts(votes, ground, voted, seeds, valley * least)
+    seed_places = np.flatnonzero(seeds)
+    part_of, seed_of = parts.ravel()[seed_places], seeds.ravel()[seed_places]
+    lowest = np.full(int(parts.max(initial=0)) + 1, len(seed_places) + 1, dtype=np.int32)
+    highest = np.zeros_like(lowest)
+    np.minimum.at(lowest, part_of, seed_of)
+    np.maximum.at(highest, part_of, seed_of)
+    # A part with one seed is its hill; only where there are more does the order of heights part them.
+    hills: Labels = np.where(lowest == highest, highest, 0)[parts]
+    boxes = ndimage.find_objects(parts)
+    for part in np.flatnonzero(lowest < highest):
+        box = boxes[part - 1]
+        inside = parts[box] == part
+        hills[box][inside] = watershed(-votes[box], seeds[box] * inside, mask=inside)[inside]
     return _join(hills, votes, valley)
+
+
+def _peaks(votes: Floats, least: float) -> Mask:
+    """Where votes are at least `least` and nothing in the 5 x 5 around is higher."""
+    reach = 2
+    padded = np.pad(votes, reach, constant_values=-np.inf)
+    width = padded.shape[1]
+    heights = padded.ravel()
+    places = np.flatnonzero(heights >= least)
+    steps = range(-reach, reach + 1)
+    # Nearest first: most places are on a slope and fall out at once.
+    for step in sorted((row * width + column for row in steps for column in steps), key=abs):
+        places = places[heights[places] >= heights[places + step]]
+    peaks = np.zeros(padded.shape, dtype=bool)
+    peaks.ravel()[places] = True
+    return peaks[reach:-reach, reach:-reach]
+
+
+def _upper_parts(votes: Floats, ground: Labels, voted: Ints, seeds: Labels, pass_height: float) -> Labels:
+    """Connected parts of the ground that decide: no lower than any vote, nor than a pass that could unite two hills.
+
+    A flood from the peaks comes to lower ground later, so what it does there cannot change these parts, as long as
+    each has a seed. Ground with a part that is only reached over lower ground is taken whole.
+    """
+    bottom = np.full(int(ground.max(initial=0)) + 1, pass_height, dtype=np.float32)
+    np.minimum.at(bottom, ground.ravel()[voted], votes.ravel()[voted])
+    bottom[0] = np.inf
+    parts: Labels
+    parts, count = ndimage.label(votes >= bottom[ground])
+    seeded = np.zeros(count + 1, dtype=bool)
+    seeded[parts[seeds > 0]] = True
+    if seeded[1:].all():
+        return parts
+    bottom[ground[~seeded[parts] & (parts > 0)]] = 0
+    parts, _ = ndimage.label(votes >= bottom[ground])
+    return parts
 
 
 def _join(hills: Labels, votes: Floats, valley: float) -> Labels:
     """Unite hills, those with the highest pass first, whose pass is over `valley` times the lower peak."""
+    low, high, border = _neighbours(hills, votes)
+    if not len(low):
+        return hills
     count = int(hills.max(initial=0)) + 1
     peak = np.zeros(count, dtype=np.float32)
-    np.maximum.at(peak, hills.ravel(), votes.ravel())
-    low, high, border = _neighbours(hills, votes)
+    places = np.flatnonzero(hills)
+    np.maximum.at(peak, hills.ravel()[places], votes.ravel()[places])
     pairs, which = np.unique(low * count + high, return_inverse=True)
     passes = np.zeros(len(pairs), dtype=np.float32)
     np.maximum.at(passes, which, border)
@@ -137,10 +191,12 @@ def _neighbours(labels: Labels, height: Floats) -> tuple[Ints, Ints, Floats]:
     """Of each two pixels side by side with different labels: the lower and higher label, and the lower height."""
     found = []
     for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        first, second = labels[here], labels[there]
-        meet = (first != second) & (first > 0) & (second > 0)
+        differ = np.nonzero(labels[here] != labels[there])
+        first, second = labels[here][differ], labels[there][differ]
+        meet = (first > 0) & (second > 0)
         ids = np.sort(np.stack([first[meet], second[meet]]).astype(np.int64), axis=0)
-        found.append((ids[0], ids[1], np.minimum(height[here][meet], height[there][meet])))
+        lower = np.minimum(height[here][differ], height[there][differ])
+        found.append((ids[0], ids[1], lower[meet]))
     low, high, border = (np.concatenate(parts) for parts in zip(*found, strict=True))
     return low, high, border
 
@@ -159,7 +215,7 @@ def _whole(labels: Labels, min_size: int) -> Labels:
     largest[label_of[order]] = order
     kept = largest[label_of] == np.arange(len(sizes))
     kept[0] = False
-    filled = _fill_holes(np.where(kept[parts], parts, 0))
+    filled = _fill_holes(np.where(kept, np.arange(len(sizes)), 0)[parts])
     sizes = np.bincount(filled.ravel(), minlength=len(sizes))
     kept &= sizes >= min_size
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
@@ -167,25 +223,26 @@ def _whole(labels: Labels, min_size: int) -> Labels:
     return renumbered
 
 
-def _fill_holes(labels: Labels) -> Labels:
+def _fill_holes(labels: Ints) -> Ints:
     """Give background that lies inside one label alone to that label."""
-    # The frame of -1 is a neighbour of all background that reaches the image's edge, and so of no hole.
-    framed = np.pad(labels, 1, constant_values=-1)
-    holes, count = ndimage.label(framed == 0)
+    holes, count = ndimage.label(labels == 0)
+    closed = np.ones(count + 1, dtype=bool)
+    closed[0] = False
+    for edge in (holes[0], holes[-1], holes[:, 0], holes[:, -1]):
+        closed[edge] = False
+    places = np.flatnonzero(closed[holes])
+    hole = holes.ravel()[places]
     lowest = np.full(count + 1, labels.max(initial=0) + 1)
-    highest = np.full(count + 1, -1)
-    before, after = np.s_[:-1], np.s_[1:]
-    for here, there in ((before, after), (after, before)):
-        for axis in range(2):
-            hole, beside = (
-                plane[side] if axis == 0 else plane[:, side] for plane, side in ((holes, here), (framed, there))
-            )
-            edge = (hole > 0) & (beside != 0)
-            np.minimum.at(lowest, hole[edge], beside[edge])
-            np.maximum.at(highest, hole[edge], beside[edge])
-    owner = np.where((lowest == highest) & (lowest > 0), lowest, 0)
-    owner[0] = 0
-    return np.where(labels > 0, labels, owner[holes[1:-1, 1:-1]])
+    highest = np.zeros(count + 1, dtype=labels.dtype)
+    # No place is at the image's edge, so each has four neighbours.
+    for step in (1, -1, labels.shape[1], -labels.shape[1]):
+        beside = labels.ravel()[places + step]
+        edge = beside > 0
+        np.minimum.at(lowest, hole[edge], beside[edge])
+        np.maximum.at(highest, hole[edge], beside[edge])
+    filled = labels.copy()
+    filled.ravel()[places] = np.where(lowest == highest, highest, 0)[hole]
+    return filled
 
 
 def _require_maps(maps: Floats, shape: tuple[int, int]) -> None:

@@ -124,7 +124,7 @@ def predict_files(
             images,
             folder,
             made_by=made_by,
-            load=lambda: load_model(model, weights=weights, precision=precision),
+            load=lambda: load_model(model, weights=weights, precision=precision, prompts=False),
             formats=formats,
             settings=settings,
             microns_per_pixel=microns_per_pixel,

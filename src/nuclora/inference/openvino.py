@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nuclora.errors import NucloraError
-from nuclora.models.sam import NucleiSam
+from nuclora.models.dense_sam import DenseSam
 
 if TYPE_CHECKING:
     from nuclora.inference.predictor import Precision
@@ -25,7 +25,7 @@ class DenseNetwork(nn.Module):
         model: With a dense decoder.
     """
 
-    def __init__(self, model: NucleiSam) -> None:
+    def __init__(self, model: DenseSam) -> None:
         super().__init__()
         self.model = model
 
@@ -57,7 +57,7 @@ class OpenVinoNetwork:
         NucloraError: OpenVINO is not installed, or does not compute in this precision.
     """
 
-    def __init__(self, model: NucleiSam, input_size: int, window: int, precision: Precision) -> None:
+    def __init__(self, model: DenseSam, input_size: int, window: int, precision: Precision) -> None:
         try:
             import openvino
         except ImportError as error:

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -21,10 +20,14 @@ from nuclora.errors import NucloraError
 from nuclora.files import atomic_folder, write_atomic
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import LoadedBase, load_base, require_finite
-from nuclora.models.lora import fold_adapters
+from nuclora.models.dense_sam import DenseSam
 from nuclora.models.preprocess import Normalise
-from nuclora.models.sam import NucleiSam
 from nuclora.recipe import DecodeSettings, DenseSettings, EvaluateSettings, Recipe, parse_recipe
+
+if TYPE_CHECKING:
+    from peft import LoraConfig, PeftModel
+
+    from nuclora.models.sam import NucleiSam
 
 CARD = "nuclora.json"
 CONFIG = "adapter_config.json"
@@ -107,6 +110,8 @@ def save_adapter(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None
     Raises:
         NucloraError: The disk is full or the folder cannot be written.
     """
+    from peft import get_peft_model_state_dict
+
     config = copy.copy(peft_model.peft_config["default"])
     config.inference_mode = True
     # "auto" would ask the Hugging Face hub about the base.
@@ -146,11 +151,15 @@ def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:
     Raises:
         NucloraError: A file is missing or damaged, or these are other base weights than those of the training.
     """
+    from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+
+    from nuclora.models.lora import fold_adapters
+
     card = read_card(folder)
     recipe = read_recipe(folder, card)
     if card.base not in BASES:
         raise NucloraError(f"trained on {card.base!r}, which is no base", path=folder / CARD, mend="update nuclora")
-    config, tensors = _read_config(folder), _read_tensors(folder / WEIGHTS)
+    config, tensors = _read_config(folder), read_tensors(folder / WEIGHTS)
     base = load_base(card.base, weights)
     if base.sha256 != card.base_sha256:
         raise NucloraError(
@@ -173,12 +182,22 @@ def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:
     _check_fit(tensors, expected, folder / WEIGHTS)
     set_peft_model_state_dict(model, tensors)
     if recipe.dense is not None:
-        _load_dense_decoder(base.model, recipe.dense, folder / DENSE_WEIGHTS)
+        load_dense_decoder(base.model, recipe.dense, folder / DENSE_WEIGHTS)
     return LoadedAdapter(model.eval(), card, recipe, base)
 
 
-def _load_dense_decoder(model: NucleiSam, settings: DenseSettings, path: Path) -> None:
-    tensors = _read_tensors(path)
+def load_dense_decoder(model: DenseSam, settings: DenseSettings, path: Path) -> None:
+    """Add the dense decoder of an adapter to the network.
+
+    Args:
+        model: The network; changed in place.
+        settings: Of the adapter's recipe.
+        path: Its weights.
+
+    Raises:
+        NucloraError: They are missing, damaged, or not of such a decoder.
+    """
+    tensors = read_tensors(path)
     model.add_dense_decoder(settings, seed=0)
     assert model.dense_decoder is not None
     _check_fit(tensors, model.dense_decoder.state_dict(), path)
@@ -217,7 +236,7 @@ def save_half(folder: Path, out: Path, microns_per_pixel: float | None = None) -
     for name in names:
         halves[name] = {
             key: tensor.half() if tensor.is_floating_point() else tensor
-            for key, tensor in _read_tensors(folder / name).items()
+            for key, tensor in read_tensors(folder / name).items()
         }
         require_finite(halves[name], folder / name)
     if out.exists():
@@ -271,6 +290,8 @@ def write_card(folder: Path, card: AdapterCard) -> None:
 
 
 def _read_config(folder: Path) -> LoraConfig:
+    from peft import LoraConfig
+
     path = folder / CONFIG
     if not path.is_file():
         # PEFT would look for it on the Hugging Face hub.
@@ -285,7 +306,12 @@ def _read_config(folder: Path) -> LoraConfig:
     return config
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of one of an adapter's files.
+
+    Raises:
+        NucloraError: It is missing or damaged.
+    """
     try:
         return load_file(path)
     except FileNotFoundError as error:

@@ -11,20 +11,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import SamConfig
 
 from nuclora.data.download import Progress, download
 from nuclora.errors import NucloraError
 from nuclora.models.bases import Base, get_base
+from nuclora.models.dense_sam import DenseSam
 from nuclora.models.layout import UNUSED, original_name
-from nuclora.models.sam import NucleiSam
 from nuclora.models.tiny_vit import TinyViT, TinyViTConfig
-from nuclora.models.vit import ViT
+
+if TYPE_CHECKING:
+    from transformers import SamConfig
+
+    from nuclora.models.sam import NucleiSam
 
 FOLDER_WEIGHTS = "model.safetensors"
 
@@ -48,6 +51,20 @@ class LoadedBase:
     path: Path
     input_size: int
     normalise: Literal["imagenet", "minmax"]
+
+
+class LoadedEncoder(NamedTuple):
+    """What finds nuclei without prompts, of a base, with its weights.
+
+    Args:
+        model: The network, in evaluation mode, without a dense decoder yet.
+        sha256: Hash of the weights file.
+        path: The file that the weights came from.
+    """
+
+    model: DenseSam
+    sha256: str
+    path: Path
 
 
 def weights_folder() -> Path:
@@ -111,6 +128,8 @@ def build_base(name: str, weights: Path | None = None) -> NucleiSam:
         name: Name of the base.
         weights: The `transformers` folder whose config.json has the architecture of "custom".
     """
+    from nuclora.models.sam import NucleiSam
+
     base = get_base(name)
     with torch.device("meta"):
         if base.encoder == "tiny_vit":
@@ -131,11 +150,7 @@ def load_base(name: str, weights: Path | None = None) -> LoadedBase:
         NucloraError: No weights; or not those of this architecture, with the keys that are missing or too many.
     """
     base = get_base(name)
-    path = find_weights(name, weights)
-    digest = sha256_of(path)
-    packaged = base.package is not None and weights is None and path.parent != weights_folder()
-    if packaged and digest != base.sha256:
-        raise NucloraError(f"sha256 {digest} is not that of the published file, {base.sha256}", path=path)
+    path, digest = _find_verified(base, weights)
     model = build_base(name, path)
     if path.is_dir():
         state = _match_folder(model, _read_tensors(path / FOLDER_WEIGHTS), path)
@@ -146,7 +161,39 @@ def load_base(name: str, weights: Path | None = None) -> LoadedBase:
     return LoadedBase(model, name, digest, path, side, base.normalise)
 
 
+def load_encoder(name: str, weights: Path | None = None) -> LoadedEncoder:
+    """Load the image encoder of a base whose encoder is a TinyViT; what prompts need is left in the file.
+
+    Args:
+        name: Name of the base.
+        weights: As in :func:`load_base`, but no folder.
+
+    Raises:
+        NucloraError: As :func:`load_base`.
+    """
+    base = get_base(name)
+    path, digest = _find_verified(base, weights)
+    config = TinyViTConfig(**base.config)
+    with torch.device("meta"):
+        model = DenseSam(TinyViT(config), config.stride, name).eval()
+    tensors = {key: tensor for key, tensor in _read_tensors(path).items() if key.startswith("image_encoder.")}
+    model.load_state_dict(_match_original(model, tensors, base, path), assign=True)
+    return LoadedEncoder(model, digest, path)
+
+
+def _find_verified(base: Base, weights: Path | None) -> tuple[Path, str]:
+    """The weights of a base and their hash, which must be the published one where a package carries them."""
+    path = find_weights(base.name, weights)
+    digest = sha256_of(path)
+    packaged = base.package is not None and weights is None and path.parent != weights_folder()
+    if packaged and digest != base.sha256:
+        raise NucloraError(f"sha256 {digest} is not that of the published file, {base.sha256}", path=path)
+    return path, digest
+
+
 def _sam_config(base: Base) -> SamConfig:
+    from transformers import SamConfig
+
     vision = base.config if base.encoder == "vit" else {}
     return SamConfig(
         vision_config={**vision, "image_size": base.input_size},
@@ -157,10 +204,15 @@ def _sam_config(base: Base) -> SamConfig:
 
 
 def _vit_model(config: SamConfig, name: str) -> NucleiSam:
+    from nuclora.models.sam import NucleiSam
+    from nuclora.models.vit import ViT
+
     return NucleiSam(ViT(config.vision_config), config, config.vision_config.patch_size, name).eval()
 
 
 def _custom_model(folder: Path | None) -> NucleiSam:
+    from transformers import SamConfig
+
     if folder is None or not folder.is_dir():
         raise NucloraError(
             "a custom base is a folder that transformers wrote",
@@ -231,7 +283,7 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
     return tensors
 
 
-def _match_original(model: NucleiSam, tensors: dict[str, Tensor], base: Base, path: Path) -> dict[str, Tensor]:
+def _match_original(model: DenseSam, tensors: dict[str, Tensor], base: Base, path: Path) -> dict[str, Tensor]:
     names = {ours: original_name(ours, base.encoder) for ours in model.state_dict()}
     return _match(model, tensors, names, UNUSED[base.encoder], path)
 
@@ -247,7 +299,7 @@ def _match_folder(model: NucleiSam, tensors: dict[str, Tensor], path: Path) -> d
 
 
 def _match(
-    model: NucleiSam, tensors: dict[str, Tensor], names: dict[str, str], unused: frozenset[str], path: Path
+    model: DenseSam, tensors: dict[str, Tensor], names: dict[str, str], unused: frozenset[str], path: Path
 ) -> dict[str, Tensor]:
     """The file's tensors under the model's names, or a NucloraError that names what does not fit."""
     missing = sorted(set(names.values()) - set(tensors))

@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from transformers import SamConfig
 from transformers.models.sam.modeling_sam import SamPromptEncoder
 
-from nuclora.errors import NucloraError
-from nuclora.models.dense_decoder import DenseDecoder
+from nuclora.models.dense_sam import DenseSam
 from nuclora.models.mask_decoder import MaskDecoder
 from nuclora.models.tiny_vit import TinyViT
 from nuclora.models.vit import ViT
-from nuclora.recipe import DenseSettings
 
 
 class MaskPrediction(NamedTuple):
@@ -98,7 +96,7 @@ class PromptEncoder(SamPromptEncoder):  # type: ignore[misc]
         return sparse, self.no_mask_embed.weight[:, :, None, None]
 
 
-class NucleiSam(nn.Module):
+class NucleiSam(DenseSam):
     """A SAM with any of our image encoders, for any input size that the encoder's stride divides.
 
     Args:
@@ -109,67 +107,10 @@ class NucleiSam(nn.Module):
     """
 
     def __init__(self, vision_encoder: TinyViT | ViT, config: SamConfig, stride: int, name_or_path: str) -> None:
-        super().__init__()
-        self.stride = stride
-        self.name_or_path = name_or_path
+        super().__init__(vision_encoder, stride, name_or_path)
         self.shared_image_embedding = PositionalEncoding(config.vision_config.num_pos_feats)
-        self.vision_encoder = vision_encoder
         self.prompt_encoder = PromptEncoder(config)
         self.mask_decoder = MaskDecoder(config.mask_decoder_config)
-        self.dense_decoder: DenseDecoder | None = None
-
-    def add_dense_decoder(self, settings: DenseSettings, seed: int) -> None:
-        """Add a fresh prompt-free decoder.
-
-        Args:
-            settings: Its channels.
-            seed: Seed of its first weights; the global generator is left alone.
-        """
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.dense_decoder = DenseDecoder(
-                self.vision_encoder.level_channels, settings.channels, settings.fine_channels
-            )
-
-    def check_input(self, height: int, width: int) -> None:
-        """Refuse an input that the encoder cannot take.
-
-        Raises:
-            NucloraError: It is not square, or the stride does not divide its side.
-        """
-        if height != width or height % self.stride:
-            nearest = max(1, round(width / self.stride)) * self.stride
-            raise NucloraError(
-                f"input of {height} x {width} pixels; this base takes squares of a multiple of {self.stride}",
-                mend=f"set input.size={nearest}",
-            )
-
-    def encode(self, pixel_values: Tensor) -> Tensor:
-        """Embed images.
-
-        Args:
-            pixel_values: (B, 3, S, S) normalised pixels.
-
-        Returns:
-            Image embeddings, (B, C, S / stride, S / stride).
-
-        Raises:
-            NucloraError: The images are not square, or the stride does not divide their side.
-        """
-        return self.levels(pixel_values)[-1]
-
-    def levels(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
-        """Features of the encoder at several depths, finest first; the last are the image embeddings.
-
-        Args:
-            pixel_values: As in :meth:`encode`.
-
-        Returns:
-            What the dense decoder reads, (B, C, h, w) each.
-        """
-        self.check_input(*pixel_values.shape[-2:])
-        levels: tuple[Tensor, ...] = self.vision_encoder.levels(pixel_values)
-        return levels
 
     def decode(
         self,

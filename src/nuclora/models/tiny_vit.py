@@ -11,8 +11,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import SamVisionConfig
-from transformers.models.sam.modeling_sam import SamVisionNeck
 
 
 @dataclass(frozen=True)
@@ -226,6 +224,33 @@ class AttentionStage(nn.Module):
         return features, self.downsample(features).permute(0, 2, 3, 1)
 
 
+class ChannelNorm(nn.LayerNorm):
+    """Layer norm over the channels of (batch, channels, height, width)."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class Neck(nn.Module):
+    """SAM's neck, from the last stage's tokens to the image embedding.
+
+    As `transformers` has it, with its names; not from there, so that finding nuclei need not wait for that import.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+        self.layer_norm1 = ChannelNorm(out_channels, eps=1e-6)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.layer_norm2 = ChannelNorm(out_channels, eps=1e-6)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(batch, height, width, in_channels) to (batch, out_channels, height, width)."""
+        features = self.layer_norm1(self.conv1(tokens.permute(0, 3, 1, 2)))
+        result: Tensor = self.layer_norm2(self.conv2(features))
+        return result
+
+
 class TinyViT(nn.Module):
     """TinyViT with SAM's neck, for any input size that its stride divides."""
 
@@ -247,7 +272,7 @@ class TinyViT(nn.Module):
                     stride=2 if stage == 1 else 1,
                 )
             )
-        self.neck = SamVisionNeck(SamVisionConfig(hidden_size=dims[3], output_channels=config.output_channels))
+        self.neck = Neck(dims[3], config.output_channels)
 
     def forward(self, pixel_values: Tensor) -> Tensor:
         """Embed images.
