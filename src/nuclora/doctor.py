@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Literal
 
 State = Literal["good", "note", "bad"]
-_EXTRAS = {"tensorboard": "track"}
+_EXTRAS = {"tensorboard": "track", "ray": "scale"}
 _ROOM_FOR_A_RUN = 5e9
 
 

@@ -1,0 +1,151 @@
+"""A Ray cluster: how to reach it, what it has room for, and what comes back from its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from nuclora.errors import NucloraError
+
+TRIES: Final = 4
+"""Work is given up after so many workers have died of it."""
+
+POLL: Final = 1.0
+"""Seconds between two looks at a stop that was asked for, and at what there is to tell."""
+
+_QUIET: Final = {
+    # Nothing is asked of anybody, and nothing told.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Workers without a GPU must not see one: this will be Ray's default, and until then it warns of it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+}
+
+
+class WorkerLost(Exception):
+    """A worker, or its machine, died before it gave a result."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that this process is connected to.
+
+    Attributes:
+        workers: How many workers it has room for at once.
+        needs: What one of them needs, in Ray's words.
+    """
+
+    workers: int
+    needs: dict[str, int]
+
+    def result(self, reference: Any) -> Any:
+        """What a worker returned.
+
+        Raises:
+            WorkerLost: The worker died.
+            BaseException: What the worker raised, as if it had been raised here.
+        """
+        import ray
+
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise WorkerLost(type(error).__name__) from error
+
+
+@contextlib.contextmanager
+def connect(worker_cpus: int = 1) -> Iterator[Cluster]:
+    """Connect to the cluster that Ray finds (RAY_ADDRESS, or the one of this machine), else start one here.
+
+    Where a machine of the cluster has GPUs, every worker gets one; CPUs alone are not worked with then.
+
+    Args:
+        worker_cpus: Cores of a worker; it computes with as many threads, unless OMP_NUM_THREADS says otherwise.
+
+    Raises:
+        NucloraError: Ray is not installed, no cluster answers, or it has no room for a single worker.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise NucloraError("--engine ray needs Ray", mend="install it: pip install 'nuclora[scale]'") from error
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise NucloraError("--engine ray starts its own processes", mend="run it without torchrun or accelerate launch")
+    ours = not ray.is_initialized()
+    if ours:
+        for name, value in _QUIET.items():
+            os.environ.setdefault(name, value)
+        try:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            address = os.environ.get("RAY_ADDRESS", "")
+            what = " ".join(str(error).split())[:200]
+            raise NucloraError(
+                f"no Ray cluster{f' at {address}' if address else ''} ({what})",
+                mend="check RAY_ADDRESS and `ray status`, or unset it to work on this machine",
+            ) from error
+    try:
+        yield _room(ray.nodes(), worker_cpus)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _room(nodes: list[dict[str, Any]], cpus: int) -> Cluster:
+    """How many workers fit; counted machine by machine, because a worker lies on one."""
+    machines = [node["Resources"] for node in nodes if node["Alive"]]
+    needs = {"num_cpus": cpus}
+    if any(machine.get("GPU", 0) >= 1 for machine in machines):
+        needs["num_gpus"] = 1
+    workers = sum(
+        int(min(machine.get("CPU", 0) // cpus, machine.get("GPU", 0) if "num_gpus" in needs else float("inf")))
+        for machine in machines
+    )
+    if not workers:
+        raise NucloraError(
+            f"no machine of the Ray cluster has {cpus} cores{' and a GPU' if 'num_gpus' in needs else ''} for a worker",
+            mend="lower --worker-cpus, or see `ray status`",
+        )
+    return Cluster(workers, needs)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the command runs; workers go there, so that they mean the same files by the same paths.
+
+    Attributes:
+        shared: A file that this process has written, by which workers see that they share its storage.
+        folder: Working folder.
+        command: The command line, which runs note.
+    """
+
+    shared: Path
+    folder: Path = field(default_factory=Path.cwd)
+    command: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv))
+
+    def take(self) -> None:
+        """Make a worker stand where the command runs.
+
+        Raises:
+            NucloraError: The worker's machine does not have these files.
+        """
+        # As the command line does, before anything imports transformers.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        sys.argv = list(self.command)
+        for path in (self.folder, self.folder / self.shared):
+            if not path.exists():
+                raise NucloraError(
+                    f"not to be seen from the worker on {platform.node()}",
+                    path=path,
+                    mend="run the command in a folder, and with paths, that all machines of the cluster share",
+                )
+        os.chdir(self.folder)
