@@ -20,12 +20,15 @@ TRIES: Final = 4
 POLL: Final = 1.0
 """Seconds between two looks at a stop that was asked for, and at what there is to tell."""
 
-_QUIET: Final = {
+SETTINGS: Final = {
     # Nothing is asked of anybody, and nothing told.
     "RAY_USAGE_STATS_ENABLED": "0",
     # Workers without a GPU must not see one: this will be Ray's default, and until then it warns of it.
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # By default workers give way to everybody by 15 steps. Where we start them, they are this very command.
+    "RAY_worker_niceness": "0",
 }
+"""Environment of a cluster that is started here, unless it has them already."""
 
 
 class WorkerLost(Exception):
@@ -81,7 +84,7 @@ def connect(worker_cpus: int = 1) -> Iterator[Cluster]:
         raise NucloraError("--engine ray starts its own processes", mend="run it without torchrun or accelerate launch")
     ours = not ray.is_initialized()
     if ours:
-        for name, value in _QUIET.items():
+        for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
         try:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)

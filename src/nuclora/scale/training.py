@@ -174,8 +174,8 @@ def _work_off(
     """Run tasks, each again if its worker dies; the errors by row (or, of rows without a name, of all)."""
     import ray
 
-    # A process for each: memory that one fold leaves behind would count as the next one's.
-    function = ray.remote(max_retries=0, max_calls=1, **cluster.needs)(_cross_validate)
+    # Begun again by us, and not by Ray, which would for ever try again what fills a machine's memory.
+    function = ray.remote(max_retries=0, **cluster.needs)(_cross_validate)
     failed: dict[str, NucloraError] = {}
     deaths: Counter[_Task] = Counter()
 
