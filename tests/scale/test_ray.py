@@ -26,7 +26,7 @@ from nuclora.recipe import Recipe
 from nuclora.run import Run
 from nuclora.scale import cluster as of_cluster
 from nuclora.scale import pool, training
-from nuclora.scale.cluster import Cluster, Place, connect
+from nuclora.scale.cluster import Cluster, Place, connect, count_workers, needs_of
 from nuclora.scale.prediction import RayEngine
 from nuclora.training.interrupt import Stopped
 from one_line import assert_one_line
@@ -341,13 +341,24 @@ def test_worker_cpus_without_ray_are_refused(cli: Cli, inputs: Path, tmp_path: P
 def test_workers_are_counted_machine_by_machine(
     machines: list[dict[str, float]], cpus: int, workers: int, needs: dict[str, int]
 ) -> None:
-    nodes = [{"Alive": True, "Resources": machine} for machine in machines]
-    assert of_cluster._room([*nodes, {"Alive": False, "Resources": {"CPU": 99}}], cpus) == Cluster(workers, needs)
+    assert needs_of(machines, cpus) == needs
+    assert count_workers(machines, needs) == workers
 
 
-def test_a_cluster_without_room_for_a_worker_is_refused() -> None:
-    with pytest.raises(NucloraError, match="no machine of the Ray cluster has 4 cores for a worker; lower"):
-        of_cluster._room([{"Alive": True, "Resources": {"CPU": 3}}], 4)
+def test_a_cluster_without_room_for_a_worker_is_refused(cluster: Cluster) -> None:
+    assert cluster.workers == 2
+    with pytest.raises(NucloraError, match="no machine of the Ray cluster has 4 cores for a worker; lower"), connect(4):
+        pass
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(
+    cli: Cli, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'nuclora[scale]'")
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    told = cli("predict", inputs, "-o", tmp_path / "out", "--engine", "ray")
+    assert_one_line(told, "no Ray cluster at 127.0.0.1:1 (", "check RAY_ADDRESS")
 
 
 def test_a_worker_that_does_not_share_the_folder_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

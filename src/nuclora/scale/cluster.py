@@ -6,11 +6,13 @@ import contextlib
 import logging
 import os
 import platform
+import socket
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from nuclora.errors import NucloraError
 
@@ -19,6 +21,12 @@ TRIES: Final = 4
 
 POLL: Final = 1.0
 """Seconds between two looks at a stop that was asked for, and at what there is to tell."""
+
+Machine: TypeAlias = dict[str, float]
+"""What a machine of a cluster has, by Ray's names."""
+
+# Seconds.
+_JOINING: Final = 60.0
 
 SETTINGS: Final = {
     # Nothing is asked of anybody, and nothing told.
@@ -40,12 +48,17 @@ class Cluster:
     """A cluster that this process is connected to.
 
     Attributes:
-        workers: How many workers it has room for at once.
-        needs: What one of them needs, in Ray's words.
+        needs: What a worker needs, in Ray's words.
     """
 
-    workers: int
     needs: dict[str, int]
+
+    @property
+    def workers(self) -> int:
+        """How many workers it has room for; machines may come and go."""
+        import ray
+
+        return count_workers(_machines(ray), self.needs)
 
     def result(self, reference: Any) -> Any:
         """What a worker returned.
@@ -86,38 +99,66 @@ def connect(worker_cpus: int = 1) -> Iterator[Cluster]:
     if ours:
         for name, value in SETTINGS.items():
             os.environ.setdefault(name, value)
+        address = os.environ.get("RAY_ADDRESS", "")
         try:
+            _reach(address)
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as error:
-            address = os.environ.get("RAY_ADDRESS", "")
+        except (OSError, RuntimeError, ValueError) as error:
             what = " ".join(str(error).split())[:200]
             raise NucloraError(
                 f"no Ray cluster{f' at {address}' if address else ''} ({what})",
                 mend="check RAY_ADDRESS and `ray status`, or unset it to work on this machine",
             ) from error
     try:
-        yield _room(ray.nodes(), worker_cpus)
+        # Machines of a cluster that is just being started may join later than its head.
+        deadline = time.monotonic() + (_JOINING if "RAY_ADDRESS" in os.environ else 0)
+        while True:
+            needs = needs_of(_machines(ray), worker_cpus)
+            if count_workers(_machines(ray), needs):
+                break
+            if time.monotonic() > deadline:
+                gpu = " and a GPU" if "num_gpus" in needs else ""
+                raise NucloraError(
+                    f"no machine of the Ray cluster has {worker_cpus} cores{gpu} for a worker",
+                    mend="lower --worker-cpus, or see `ray status`",
+                )
+            time.sleep(1)
+        yield Cluster(needs)
     finally:
         if ours:
             ray.shutdown()
 
 
-def _room(nodes: list[dict[str, Any]], cpus: int) -> Cluster:
-    """How many workers fit; counted machine by machine, because a worker lies on one."""
-    machines = [node["Resources"] for node in nodes if node["Alive"]]
-    needs = {"num_cpus": cpus}
-    if any(machine.get("GPU", 0) >= 1 for machine in machines):
-        needs["num_gpus"] = 1
-    workers = sum(
-        int(min(machine.get("CPU", 0) // cpus, machine.get("GPU", 0) if "num_gpus" in needs else float("inf")))
-        for machine in machines
-    )
-    if not workers:
-        raise NucloraError(
-            f"no machine of the Ray cluster has {cpus} cores{' and a GPU' if 'num_gpus' in needs else ''} for a worker",
-            mend="lower --worker-cpus, or see `ray status`",
-        )
-    return Cluster(workers, needs)
+def _reach(address: str) -> None:
+    """See that something answers at an address; Ray would try for minutes, and tell every time."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_JOINING).close()
+
+
+def needs_of(machines: list[Machine], cpus: int) -> dict[str, int]:
+    """What a worker needs: so many cores, and a GPU where there is any.
+
+    Args:
+        machines: What each machine of the cluster has.
+        cpus: Cores.
+    """
+    return {"num_cpus": cpus} | ({"num_gpus": 1} if any(machine.get("GPU", 0) >= 1 for machine in machines) else {})
+
+
+def count_workers(machines: list[Machine], needs: dict[str, int]) -> int:
+    """How many workers fit; counted machine by machine, because a worker lies on one.
+
+    Args:
+        machines: What each machine of the cluster has.
+        needs: What a worker needs.
+    """
+    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+    return sum(min(int(machine.get(names[what], 0) // count) for what, count in needs.items()) for machine in machines)
+
+
+def _machines(ray: Any) -> list[Machine]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @dataclass(frozen=True)
