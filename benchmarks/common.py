@@ -13,7 +13,7 @@ import platform
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,7 +94,9 @@ def parser(description: str, script: str) -> argparse.ArgumentParser:
     return options
 
 
-def best_of(sides: list[Callable[[], Any]], repeats: int, device: str = "cpu", *, wall: bool = False) -> list[float]:
+def best_of(
+    sides: Sequence[Callable[[], Any]], repeats: int, device: str = "cpu", *, wall: bool = False
+) -> list[float]:
     """Best seconds of each side, the sides in turn (A B A B), so that what else the machine does hits all alike.
 
     On a CPU they are seconds that this process computed, all its threads together, which a busy machine changes

@@ -57,7 +57,7 @@ def our_side(recipe: Recipe, samples: list[TrainingSample], precision: str, devi
         value.backward()
         optimizer.step()
         optimizer.zero_grad()
-        return value.item()
+        return float(value.detach())
 
     return step
 

@@ -13,7 +13,14 @@ from pathlib import Path
 from typing import Literal
 
 State = Literal["good", "note", "bad"]
-_EXTRAS = {"tensorboard": "track"}
+_EXTRAS = {
+    "openslide": "slides",
+    "pyarrow": "parquet",
+    "zarr": "zarr",
+    "openvino": "openvino",
+    "ray": "scale",
+    "tensorboard": "track",
+}
 _ROOM_FOR_A_RUN = 5e9
 
 

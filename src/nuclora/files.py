@@ -32,17 +32,18 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def hold(folder: Path, what: str) -> Iterator[None]:
+def hold(folder: Path, what: str, patience: float = 0) -> Iterator[None]:
     """Hold a folder for this process; a second one is refused.
 
     Args:
         folder: An existing folder.
         what: What it is, for the refusal.
+        patience: Wait so many seconds for the other process before that.
 
     Raises:
         NucloraError: Another process holds it, or nothing can be written there.
     """
-    lock = filelock.FileLock(folder / ".lock", blocking=False)
+    lock = filelock.FileLock(folder / ".lock", timeout=patience)
     with disk_errors(folder):
         try:
             lock.acquire()

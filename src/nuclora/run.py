@@ -256,22 +256,27 @@ class Run:
 
     def begin_session(self) -> None:
         """Note this process among the sessions."""
-        with hold(self.folder, "run"):
+        # Processes that were started together note theirs together.
+        with hold(self.folder, "run", patience=60):
             # Other processes may have noted theirs since this one opened the run.
             self.info["sessions"] = [*Run(self.folder).info["sessions"], environment()]
             write_atomic(self.folder / "run.json", json.dumps(self.info, indent=2) + "\n")
 
     @contextlib.contextmanager
-    def locked(self, fold: int | None) -> Iterator[None]:
+    def locked(self, fold: int | None, patience: float = 0) -> Iterator[None]:
         """Hold one fold, or the zero-shot evaluation, for this process; a second one is refused.
 
         Processes may work on different folds of one run at the same time.
+
+        Args:
+            fold: The fold; none for the zero-shot evaluation.
+            patience: Wait so many seconds for another process before this one is refused.
         """
         what = "zero-shot evaluation" if fold is None else "fold"
         folder = self.folder / ZERO_SHOT if fold is None else self.fold_folder(fold)
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        with hold(folder, what):
+        with hold(folder, what, patience):
             yield
 
     @property

@@ -7,7 +7,18 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from nuclora.cli.options import AsJson, BaseName, Data, DataFormat, SetFields, Weights, overrides
+from nuclora.cli.options import (
+    AsJson,
+    BaseName,
+    Data,
+    DataFormat,
+    EngineName,
+    SetFields,
+    Weights,
+    WorkerCpus,
+    overrides,
+    ray_cpus,
+)
 
 if TYPE_CHECKING:
     from nuclora.cli.progress import ProgressMonitor
@@ -39,6 +50,8 @@ def ablate(
         typer.Option("--fold-table", help="CSV of `nuclora folds`.", show_default="5 random folds"),
     ] = None,
     data_format: DataFormat = None,
+    engine: EngineName = "local",
+    worker_cpus: WorkerCpus = None,
     json_: AsJson = False,
 ) -> None:
     """Train and test a recipe and each of a list of changes, and compare them tile by tile.
@@ -59,6 +72,7 @@ def ablate(
     from nuclora.training.ablation import plan_ablation, run_ablation
     from nuclora.training.changes import list_of, load_list
 
+    cpus = ray_cpus(engine, worker_cpus)
     ablation = plan_ablation(
         open_tiles(data, data_format),
         load_list(changes or list_of(recipe)),
@@ -74,7 +88,21 @@ def ablate(
         run_ablation(ablation)
         return
     write_ablation(ablation)
-    failed = run_ablation(ablation, before=_announce, after=lambda row: write_ablation(ablation))
+    if cpus is None or not ablation.pending:
+        failed = run_ablation(ablation, before=_announce, after=lambda row: write_ablation(ablation))
+    else:
+        from nuclora.cli.progress import LineMonitor, say
+        from nuclora.scale.cluster import connect
+        from nuclora.scale.training import run_ablation_on
+
+        with connect(cpus) as cluster:
+            failed = run_ablation_on(
+                cluster,
+                ablation,
+                before=lambda row: LineMonitor(f"row {row.name}, "),
+                after=lambda row: write_ablation(ablation),
+                say=say,
+            )
     summary = write_ablation(ablation)
     console = Console()
     if json_:

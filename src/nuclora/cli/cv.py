@@ -7,7 +7,19 @@ from typing import Annotated, Literal
 
 import typer
 
-from nuclora.cli.options import AsJson, BaseName, Data, DataFormat, RecipeName, SetFields, Weights, overrides
+from nuclora.cli.options import (
+    AsJson,
+    BaseName,
+    Data,
+    DataFormat,
+    EngineName,
+    RecipeName,
+    SetFields,
+    Weights,
+    WorkerCpus,
+    overrides,
+    ray_cpus,
+)
 
 
 def cv(
@@ -29,6 +41,8 @@ def cv(
     zero_shot: Annotated[bool, typer.Option(help="Also evaluate the base as it came.")] = True,
     tensorboard: Annotated[bool, typer.Option(help="Also write TensorBoard scalars (extra: track).")] = False,
     data_format: DataFormat = None,
+    engine: EngineName = "local",
+    worker_cpus: WorkerCpus = None,
     json_: AsJson = False,
 ) -> None:
     """Cross-validate: train and evaluate every fold; goes on from what the run holds."""
@@ -37,6 +51,7 @@ def cv(
     from nuclora.data.folds import FoldTable, make_folds
     from nuclora.recipe import load_recipe
 
+    cpus = ray_cpus(engine, worker_cpus)
     loaded = load_recipe(recipe, overrides(base, set_fields))
     tiles = open_tiles(data, data_format)
     table = FoldTable.read(fold_table) if fold_table else make_folds(tiles, k, loaded.seed, by)
@@ -50,4 +65,5 @@ def cv(
         zero_shot=zero_shot,
         tensorboard=tensorboard,
         as_json=json_,
+        ray_worker_cpus=cpus,
     )

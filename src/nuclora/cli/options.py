@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -25,9 +25,31 @@ Weights = Annotated[
 SetFields = Annotated[
     list[str] | None, typer.Option("--set", metavar="FIELD=VALUE", help="Change a recipe field; may be repeated.")
 ]
+EngineName = Annotated[
+    Literal["local", "ray"],
+    typer.Option(help="Work in this process, or on the Ray cluster of RAY_ADDRESS or of this machine (extra: scale)."),
+]
+WorkerCpus = Annotated[
+    int | None, typer.Option("--worker-cpus", min=1, help="Cores of each Ray worker.", show_default="1")
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 
 
 def overrides(base: str | None, fields: list[str] | None) -> list[str]:
     """The recipe overrides that `--base` and `--set` amount to."""
     return [*([f"base={base}"] if base else []), *(fields or [])]
+
+
+def ray_cpus(engine: str, worker_cpus: int | None) -> int | None:
+    """Cores of each Ray worker; none where there are to be no Ray workers.
+
+    Raises:
+        NucloraError: They were given nevertheless.
+    """
+    if engine == "ray":
+        return worker_cpus or 1
+    if worker_cpus is not None:
+        from nuclora.errors import NucloraError
+
+        raise NucloraError("--worker-cpus is for --engine ray", mend="leave it out, or set OMP_NUM_THREADS")
+    return None

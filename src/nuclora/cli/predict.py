@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from nuclora.cli.options import AsJson, Weights
+from nuclora.cli.options import AsJson, EngineName, Weights, WorkerCpus, ray_cpus
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from nuclora.inference.images import Outcome
     from nuclora.inference.outputs import Row
+    from nuclora.inference.predictor import Backend, Precision
 
 _ROWS_SHOWN = 20
 
@@ -68,24 +69,32 @@ def predict(
     ] = False,
     weights: Weights = None,
     precision: Annotated[str, typer.Option(help="Compute in this: no (float32), bf16 or fp16.")] = "no",
+    backend: Annotated[str, typer.Option(help="Run the network by this: torch or, on a CPU, openvino.")] = "torch",
+    engine: EngineName = "local",
+    worker_cpus: WorkerCpus = None,
     json_: AsJson = False,
 ) -> None:
     """Find the nuclei of images and slides: label maps, overlays, GeoJSON for QuPath, and tables."""
+    import contextlib
     import json
     from dataclasses import asdict
 
     from rich.console import Console
 
-    from nuclora.cli.progress import ProgressMonitor
+    from nuclora.cli.progress import LineMonitor, ProgressMonitor
     from nuclora.errors import NucloraError
     from nuclora.inference.canvas import parse_region
     from nuclora.inference.images import predict_files
-    from nuclora.inference.predictor import PRECISIONS
+    from nuclora.inference.predictor import BACKENDS, PRECISIONS
+    from nuclora.scale.cluster import connect
+    from nuclora.scale.prediction import RayEngine
     from nuclora.training.interrupt import Interrupt
 
-    if precision not in PRECISIONS:
-        raise NucloraError(f"no such choice: {precision}", mend=f"choose one of {', '.join(PRECISIONS)}")
-    monitor = ProgressMonitor()
+    for choice, known in ((precision, PRECISIONS), (backend, BACKENDS)):
+        if choice not in known:
+            raise NucloraError(f"no such choice: {choice}", mend=f"choose one of {', '.join(known)}")
+    cpus = ray_cpus(engine, worker_cpus)
+    monitor = ProgressMonitor() if cpus is None else LineMonitor()
 
     def progress(done: int, total: int) -> None:
         monitor.predicted(done, total)
@@ -95,27 +104,31 @@ def predict(
         monitor.predicted_block(name, done, total)
         interrupt.check()
 
-    try:
-        with Interrupt() as interrupt:
-            outcome = predict_files(
-                inputs,
-                out,
-                adapter,
-                formats=[name.strip() for name in format_.split(",") if name.strip()],
-                views=views,
-                min_size=min_size,
-                microns_per_pixel=microns_per_pixel,
-                region=parse_region(region) if region is not None else None,
-                tissue_mask=not no_tissue_mask,
-                weights=weights,
-                precision=precision,
-                recursive=recursive,
-                overwrite=overwrite,
-                progress=progress,
-                block_progress=block_progress,
-            )
-    finally:
-        monitor.close()
+    with contextlib.ExitStack() as stack:
+        stack.callback(monitor.close)
+        cluster = stack.enter_context(connect(cpus)) if cpus is not None else None
+        # After Ray, which has a handler of its own.
+        interrupt = stack.enter_context(Interrupt())
+        workers = stack.enter_context(contextlib.closing(RayEngine(cluster, interrupt.check))) if cluster else None
+        outcome = predict_files(
+            inputs,
+            out,
+            adapter,
+            formats=[name.strip() for name in format_.split(",") if name.strip()],
+            views=views,
+            min_size=min_size,
+            microns_per_pixel=microns_per_pixel,
+            region=parse_region(region) if region is not None else None,
+            tissue_mask=not no_tissue_mask,
+            weights=weights,
+            precision=cast("Precision", precision),
+            backend=cast("Backend", backend),
+            recursive=recursive,
+            overwrite=overwrite,
+            progress=progress,
+            block_progress=block_progress,
+            engine=workers,
+        )
     console = Console()
     if json_:
         failures = [{"image": str(error.path), "reason": error.reason} for error in outcome.failures]

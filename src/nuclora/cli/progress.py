@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -21,6 +22,53 @@ from rich.progress import (
 from nuclora.training.monitor import Monitor
 
 _SECONDS_BETWEEN_LINES = 60.0
+
+
+def say(line: str) -> None:
+    """Tell something on standard error, as it is."""
+    Console(stderr=True).print(line, highlight=False, soft_wrap=True, markup=False)
+
+
+class LineMonitor(Monitor):
+    """Tells what several workers do, in lines; of each thing that goes on at most one a minute.
+
+    Args:
+        prefix: What each line begins with.
+    """
+
+    def __init__(self, prefix: str = "") -> None:
+        self._prefix = prefix
+        self._said: dict[str, float] = {}
+
+    def record(self, fold: int, record: Mapping[str, Any]) -> None:
+        title = f"{self._prefix}fold {fold}"
+        if record["kind"] == "step":
+            line = f"step {record['step']}  loss {record['loss']:.4f}  {record['tiles_per_second']:.2f} tiles/s"
+            self._now_and_then(title, line)
+        else:
+            say(f"{title}: {describe(record)}")
+
+    def predicted(self, done: int, images: int) -> None:
+        """A prediction has done so many of its images; none when it begins."""
+        self._now_and_then("predict", f"{done}/{images}  images", at_once=done == images)
+
+    def predicted_block(self, name: str, done: int, blocks: int) -> None:
+        """The prediction of a slide has done so many of its blocks."""
+        self._now_and_then(f"predict {name}", f"{done}/{blocks}  blocks", at_once=done == blocks)
+
+    def _now_and_then(self, title: str, line: str, *, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if at_once or now - self._said.get(title, -math.inf) > _SECONDS_BETWEEN_LINES:
+            self._said[title] = now
+            say(f"{title}: {line}")
+
+
+def describe(record: Mapping[str, Any]) -> str:
+    """An epoch or a validation of a training in a few words."""
+    if record["kind"] == "epoch":
+        return f"epoch {record['epoch']}, mean loss {record['loss']:.4f}"
+    scores = "  ".join(f"{name.upper()} {record[name]:.3f}" for name in ("dice", "aji", "pq"))
+    return f"step {record['step']}, {record['protocol']} on {record['tiles']} tiles  {scores}"
 
 
 class ProgressMonitor(Monitor):
@@ -56,13 +104,8 @@ class ProgressMonitor(Monitor):
             self._advance(
                 f"loss {record['loss']:.4f}  {record['tiles_per_second']:.2f} tiles/s  {record['memory_mb']:,.0f} MB"
             )
-        elif record["kind"] == "epoch":
-            self._say(f"{self._title}: epoch {record['epoch']}, mean loss {record['loss']:.4f}")
         else:
-            scores = "  ".join(f"{name.upper()} {record[name]:.3f}" for name in ("dice", "aji", "pq"))
-            self._say(
-                f"{self._title}: step {record['step']}, {record['protocol']} on {record['tiles']} tiles  {scores}"
-            )
+            self._say(f"{self._title}: {describe(record)}")
 
     def evaluated(self, title: str, done: int, tiles: int) -> None:
         if done == 0:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from nuclora.cli.progress import ProgressMonitor
+from nuclora.cli.progress import LineMonitor, ProgressMonitor, say
 from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
@@ -42,8 +42,11 @@ def cross_validate_and_print(
     evaluate: bool = True,
     tensorboard: bool = False,
     as_json: bool = False,
+    ray_worker_cpus: int | None = None,
 ) -> Run | None:
     """Run folds, then write and print the summary.
+
+    With `ray_worker_cpus` they are evaluated too, and run on a Ray cluster, each by a worker of so many cores.
 
     Returns:
         The run; none in the helper processes of a distributed run, which print nothing.
@@ -53,20 +56,39 @@ def cross_validate_and_print(
     monitors: list[Monitor] = [_tensorboard(out)] if tensorboard and main else []
     if main:
         # Last: from here on the bar is on the terminal, and only what is tried below takes it off again.
-        monitors.append(ProgressMonitor())
+        monitors.append(ProgressMonitor() if ray_worker_cpus is None else LineMonitor())
     monitor = Monitors(monitors)
     try:
-        run = cross_validate(
-            tiles,
-            recipe,
-            out,
-            fold_table=fold_table,
-            folds=folds,
-            weights=weights,
-            zero_shot=zero_shot,
-            evaluate=evaluate,
-            monitor=monitor,
-        )
+        if ray_worker_cpus is None:
+            run = cross_validate(
+                tiles,
+                recipe,
+                out,
+                fold_table=fold_table,
+                folds=folds,
+                weights=weights,
+                zero_shot=zero_shot,
+                evaluate=evaluate,
+                monitor=monitor,
+            )
+        else:
+            from nuclora.scale.cluster import connect
+            from nuclora.scale.training import cross_validate_on
+
+            assert fold_table is not None
+            with connect(ray_worker_cpus) as cluster:
+                run = cross_validate_on(
+                    cluster,
+                    tiles,
+                    recipe,
+                    out,
+                    fold_table=fold_table,
+                    folds=folds,
+                    weights=weights,
+                    zero_shot=zero_shot,
+                    monitor=monitor,
+                    say=say,
+                )
     finally:
         monitor.close()
     if not main:

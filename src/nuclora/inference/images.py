@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from nuclora.inference.image_files import ImageFile, find_images
 from nuclora.inference.jobs import Job, find_jobs, require_slides
 from nuclora.inference.outputs import FORMATS, USUAL, OutputFolder, Row, open_outputs
 from nuclora.inference.parts import remove_parts
-from nuclora.inference.predictor import Nuclei, Precision, Predictor, load_model
+from nuclora.inference.predictor import Backend, Nuclei, Precision, Predictor, load_model
 from nuclora.inference.provenance import choose_settings, identify_adapter
 from nuclora.inference.slides import SlideOptions, predict_slide
 from nuclora.io.coco import nucleus_annotations, write_coco
@@ -68,10 +68,12 @@ def predict_files(
     tissue_mask: bool = True,
     weights: Path | None = None,
     precision: Precision = "no",
+    backend: Backend = "torch",
     recursive: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
     block_progress: NamedProgress | None = None,
+    engine: Engine | None = None,
 ) -> Outcome:
     """Find the nuclei of images, and write them down.
 
@@ -91,10 +93,12 @@ def predict_files(
         tissue_mask: Look for nuclei on the tissue of slides only.
         weights: The base's weights; by default they are looked for.
         precision: `bf16` or `fp16` computes in it where that is safe.
+        backend: What runs the network, see :func:`nuclora.inference.predictor.load_model`.
         recursive: Look into the folders of folders too.
         overwrite: Make all outputs anew, and replace what they were made from before.
         progress: Called with the number of images done and of all to do; first with none done.
         block_progress: Called with a slide's name and the number of its blocks done and of all.
+        engine: Who does the work; by default this process, one image after the other.
 
     Raises:
         NucloraError: No such input, adapter or format; or the folder holds outputs that were made differently.
@@ -116,6 +120,7 @@ def predict_files(
         "adapter": identify_adapter(model, card),
         "settings": settings.model_dump(mode="json", include={"min_size", "decode"}),
         "precision": precision,
+        "backend": backend,
         "microns_per_pixel": microns_per_pixel,
     }
     slides = SlideOptions(microns_per_pixel, card.microns_per_pixel, region, not tissue_mask)
@@ -124,7 +129,7 @@ def predict_files(
             images,
             folder,
             made_by=made_by,
-            load=lambda: load_model(model, weights=weights, precision=precision, prompts=False),
+            load=lambda: load_model(model, weights=weights, precision=precision, backend=backend, prompts=False),
             formats=formats,
             settings=settings,
             microns_per_pixel=microns_per_pixel,
@@ -132,6 +137,7 @@ def predict_files(
             overwrite=overwrite,
             progress=progress,
             block_progress=block_progress,
+            engine=engine,
         )
 
 
@@ -148,6 +154,7 @@ def predict_images(
     overwrite: bool = False,
     progress: Progress | None = None,
     block_progress: NamedProgress | None = None,
+    engine: Engine | None = None,
 ) -> Outcome:
     """Predict images into a folder that is held, going on from what it has.
 
@@ -163,10 +170,13 @@ def predict_images(
         overwrite: As in :func:`predict_files`.
         progress: As in :func:`predict_files`.
         block_progress: As in :func:`predict_files`.
+        engine: As in :func:`predict_files`.
     """
     outcome = Outcome(folder.root)
     options = slides or SlideOptions(microns_per_pixel)
-    jobs = list(find_jobs(images, made_by, options, outcome.failures))
+    how = How(folder.root, load, tuple(formats), settings, microns_per_pixel, options, overwrite)
+    engine = engine or LocalEngine()
+    jobs = engine.find_jobs(images, made_by, how, outcome.failures)
     work = []
     for job in jobs:
         if overwrite or not folder.is_done(job.image, job.sha256, job.made_by, formats):
@@ -177,19 +187,13 @@ def predict_images(
             remove_parts(folder.parts(job.image.name))
     for job in work if not overwrite else ():
         folder.refuse_conflict(job.image, job.sha256, job.made_by)
-    worker = _Worker(folder, load, formats, settings, microns_per_pixel, options, overwrite, block_progress)
-    failed = set()
+    failed: dict[str, NucloraError] = {}
     try:
-        for count, job in enumerate(work):
-            if progress and count == 0:
-                progress(0, len(work))
-            if failure := worker.predict(job):
-                outcome.failures.append(failure)
-                failed.add(job.image.name)
-            if progress:
-                progress(count + 1, len(work))
+        if work:
+            failed = engine.predict(work, folder, how, progress, block_progress)
     finally:
         folder.write_summary()
+    outcome.failures.extend(failed[job.image.name] for job in work if job.image.name in failed)
     done = (folder.records[job.image.name].row for job in jobs if job.image.name not in failed)
     outcome.rows.extend(row for row in done if row is not None)
     if options.adapters_microns is None and any(job.is_slide for job in jobs):
@@ -197,64 +201,169 @@ def predict_images(
     return outcome
 
 
-@dataclass
-class _Worker:
-    """What all images are predicted with; the model is loaded for the first that can be read."""
+@dataclass(frozen=True)
+class How:
+    """How all images of a prediction are predicted; goes to the workers of a cluster.
 
-    folder: OutputFolder
+    Attributes:
+        root: Folder of the outputs.
+        load: Loads the model.
+        formats: The outputs asked for.
+        settings: How to segment.
+        microns_per_pixel: Of images.
+        slides: How slides are taken.
+        overwrite: As in :func:`predict_files`.
+    """
+
+    root: Path
     load: Callable[[], Predictor]
-    formats: Sequence[str]
+    formats: tuple[str, ...]
     settings: EvaluateSettings
     microns_per_pixel: float | None
     slides: SlideOptions
     overwrite: bool
-    block_progress: NamedProgress | None
-    _predictor: Predictor | None = None
 
-    def predict(self, job: Job) -> NucloraError | None:
-        """Predict one image; why it could not be read, if so."""
-        path = job.image.path
+
+class Engine(Protocol):
+    """Who does the work of a prediction."""
+
+    def find_jobs(
+        self, images: Sequence[ImageFile], made_by: dict[str, Any], how: How, failures: list[NucloraError]
+    ) -> list[Job]:
+        """As :func:`nuclora.inference.jobs.find_jobs`."""
+        ...
+
+    def predict(
+        self,
+        jobs: Sequence[Job],
+        folder: OutputFolder,
+        how: How,
+        progress: Progress | None,
+        block_progress: NamedProgress | None,
+    ) -> dict[str, NucloraError]:
+        """Predict images, and note them in the folder; why some could not be read, by their names."""
+        ...
+
+
+class LocalEngine:
+    """One image after the other, in this process."""
+
+    def find_jobs(
+        self, images: Sequence[ImageFile], made_by: dict[str, Any], how: How, failures: list[NucloraError]
+    ) -> list[Job]:
+        return list(find_jobs(images, made_by, how.slides, failures))
+
+    def predict(
+        self,
+        jobs: Sequence[Job],
+        folder: OutputFolder,
+        how: How,
+        progress: Progress | None,
+        block_progress: NamedProgress | None,
+    ) -> dict[str, NucloraError]:
+        worker = ImageWorker(how)
+        failed: dict[str, NucloraError] = {}
+        for count, job in enumerate(jobs):
+            if progress and count == 0:
+                progress(0, len(jobs))
+            failure = None if job.is_slide else worker.read(job)
+            if failure is None:
+                failure = self._predict(job, folder, worker, worker.predictor(), block_progress)
+            if failure is not None:
+                failed[job.image.name] = failure
+            if progress:
+                progress(count + 1, len(jobs))
+        return failed
+
+    def _predict(
+        self,
+        job: Job,
+        folder: OutputFolder,
+        worker: ImageWorker,
+        predictor: Predictor,
+        block_progress: NamedProgress | None,
+    ) -> NucloraError | None:
+        how = worker.how
         try:
-            pixels = None if job.is_slide else read_image(path)
-        except NucloraError as error:
-            return error
-        self._predictor = self._predictor or self.load()
-        try:
-            if pixels is None:
-                self._predict_slide(job, self._predictor)
+            if job.is_slide:
+                predict_slide(
+                    job.image,
+                    folder,
+                    sha256=job.sha256,
+                    made_by=job.made_by,
+                    predictor=predictor,
+                    formats=how.formats,
+                    settings=how.settings,
+                    options=how.slides,
+                    overwrite=how.overwrite,
+                    progress=functools.partial(block_progress, job.image.name) if block_progress else None,
+                )
             else:
-                self._predict_pixels(job, pixels, self._predictor)
+                worker.find()
+                wanted = folder.begin(job.image, job.sha256, job.made_by, how.formats)
+                row = worker.write({output: folder.path(job.image.name, output) for output in wanted})
+                folder.finish(job.image.name, wanted, row)
         except NucloraError as error:
-            if error.path is None:
-                raise NucloraError(error.reason, path=path, mend=error.mend) from error
-            if job.is_slide and error.path == path:
-                return error
-            raise
+            return failure_of(job, error)
         return None
 
-    def _predict_pixels(self, job: Job, pixels: NDArray[np.uint8], predictor: Predictor) -> None:
-        started = time.monotonic()
-        nuclei = predictor.nuclei(pixels, self.settings)
-        wanted = self.folder.begin(job.image, job.sha256, job.made_by, self.formats)
-        for output in wanted:
-            path = self.folder.path(job.image.name, output)
-            write_output(path, output, job.image.path.name, pixels, nuclei, self.microns_per_pixel)
-        self.folder.finish(job.image.name, wanted, _row(job.image, nuclei, time.monotonic() - started))
 
-    def _predict_slide(self, job: Job, predictor: Predictor) -> None:
-        name = job.image.name
-        predict_slide(
-            job.image,
-            self.folder,
-            sha256=job.sha256,
-            made_by=job.made_by,
-            predictor=predictor,
-            formats=self.formats,
-            settings=self.settings,
-            options=self.slides,
-            overwrite=self.overwrite,
-            progress=functools.partial(self.block_progress, name) if self.block_progress else None,
-        )
+class ImageWorker:
+    """Predicts images, one at a time: read, find, write.
+
+    Args:
+        how: How.
+    """
+
+    def __init__(self, how: How) -> None:
+        self.how = how
+        self._predictor: Predictor | None = None
+        self._image: ImageFile | None = None
+        self._pixels = np.empty((0, 0, 3), dtype=np.uint8)
+        self._nuclei: Nuclei | None = None
+        self._began = 0.0
+
+    def predictor(self) -> Predictor:
+        """The model; loaded when it is first asked for."""
+        self._predictor = self._predictor or self.how.load()
+        return self._predictor
+
+    def read(self, job: Job) -> NucloraError | None:
+        """Read an image; why that cannot be, if so."""
+        try:
+            self._pixels = read_image(job.image.path)
+        except NucloraError as error:
+            return error
+        self._image = job.image
+        return None
+
+    def find(self) -> None:
+        """Find the nuclei of the image that was read."""
+        predictor = self.predictor()
+        self._began = time.monotonic()
+        self._nuclei = predictor.nuclei(self._pixels, self.how.settings)
+
+    def write(self, paths: Mapping[str, Path]) -> Row:
+        """Write what was found into files by format; what the summary says of it."""
+        assert self._image is not None
+        assert self._nuclei is not None
+        image, nuclei = self._image, self._nuclei
+        for output, path in paths.items():
+            write_output(path, output, image.path.name, self._pixels, nuclei, self.how.microns_per_pixel)
+        return _row(image, nuclei, time.monotonic() - self._began)
+
+
+def failure_of(job: Job, error: NucloraError) -> NucloraError:
+    """The error of a slide that cannot be read, which stops no other image.
+
+    Raises:
+        NucloraError: It is another one; with the image's path where it names none.
+    """
+    if error.path is None:
+        raise NucloraError(error.reason, path=job.image.path, mend=error.mend) from error
+    if job.is_slide and error.path == job.image.path:
+        return error
+    raise error
 
 
 def write_output(

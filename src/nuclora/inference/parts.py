@@ -62,14 +62,22 @@ class Parts:
         """Numbers of the blocks that are done, ascending."""
         return sorted(int(path.stem) for path in self.root.glob("*.npz"))
 
-    def write(self, index: int, found: Found, seconds: float) -> None:
-        """Keep what a block found, and how long it took.
+    def begin(self) -> None:
+        """Note what the parts are made from, before several processes add to them.
 
         Raises:
             NucloraError: The disk is full, or nothing can be written there.
         """
         if not (self.root / _MADE_FROM).exists():
             write_atomic(self.root / _MADE_FROM, self._note)
+
+    def write(self, index: int, found: Found, seconds: float) -> None:
+        """Keep what a block found, and how long it took.
+
+        Raises:
+            NucloraError: The disk is full, or nothing can be written there.
+        """
+        self.begin()
         rings = [ring for outline in found.outlines for ring in outline]
         arrays = {
             "origin": np.array(found.origin),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,24 +122,84 @@ def predict_slide(
     Raises:
         NucloraError: The slide is damaged, or the disk is full; what is done stays.
     """
-    made_from = {"slide": sha256, **made_by, "blocks": [WINDOWS, HALO, *predictor.lattice]}
-    parts = Parts(folder.parts(image.name), made_from, overwrite=overwrite)
+    root = folder.parts(image.name)
+    with open_work(image, root, sha256, made_by, predictor.lattice, options, overwrite=overwrite) as work:
+        predict_blocks(work.canvas, work.blocks, work.tissue, predictor, settings, work.parts, progress)
+        wanted = folder.begin(image, sha256, made_by, formats)
+        row = work.write({output: folder.path(image.name, output) for output in wanted})
+    folder.finish(image.name, wanted, row)
+    work.parts.remove()
+
+
+@dataclass(frozen=True)
+class SlideWork:
+    """A slide at work.
+
+    Attributes:
+        image: Its file.
+        canvas: What of it is predicted, open.
+        tissue: Where on it there is tissue.
+        blocks: The blocks that it is cut into.
+        parts: What is found so far.
+    """
+
+    image: ImageFile
+    canvas: Canvas
+    tissue: Tissue
+    blocks: Sequence[Block]
+    parts: Parts
+
+    def write(self, paths: Mapping[str, Path]) -> Row:
+        """Write its outputs, once all blocks are done.
+
+        Args:
+            paths: Files by format.
+
+        Returns:
+            What the summary says of it.
+
+        Raises:
+            NucloraError: The disk is full.
+        """
+        began = time.monotonic()
+        for output, path in paths.items():
+            write_output(path, output, self.canvas, self.blocks, self.parts)
+        count, area = self.parts.totals()
+        seconds = self.parts.seconds() + time.monotonic() - began
+        mean = area / count if count else None
+        region = self.canvas.region
+        return Row(str(self.image.path), region.width, region.height, count, mean, seconds, self.tissue.mm2, peak_mb())
+
+
+@contextlib.contextmanager
+def open_work(
+    image: ImageFile,
+    root: Path,
+    sha256: str,
+    made_by: Mapping[str, Any],
+    lattice: tuple[int, int],
+    options: SlideOptions,
+    *,
+    overwrite: bool = False,
+) -> Iterator[SlideWork]:
+    """Open a slide, and what is found of it so far.
+
+    Args:
+        image: The slide.
+        root: Folder of its parts.
+        sha256: As in :func:`predict_slide`.
+        made_by: As there.
+        lattice: The model's, see :attr:`nuclora.inference.predictor.Predictor.lattice`.
+        options: As there.
+        overwrite: As there.
+
+    Raises:
+        NucloraError: The slide is damaged, or there are parts of something else.
+    """
+    parts = Parts(root, {"slide": sha256, **made_by, "blocks": [WINDOWS, HALO, *lattice]}, overwrite=overwrite)
     with open_canvas(image.path, options) as canvas:
         tissue = find_tissue(canvas, options.everywhere)
-        blocks = list(plan_blocks(canvas.shape, predictor.lattice))
-        predict_blocks(canvas, blocks, tissue, predictor, settings, parts, progress)
-        wanted = folder.begin(image, sha256, made_by, formats)
-        began = time.monotonic()
-        for output in wanted:
-            write_output(folder.path(image.name, output), output, canvas, blocks, parts)
-        count, area = parts.totals()
-        seconds = parts.seconds() + time.monotonic() - began
-        mean = area / count if count else None
-        row = Row(
-            str(image.path), canvas.region.width, canvas.region.height, count, mean, seconds, tissue.mm2, _peak_mb()
-        )
-    folder.finish(image.name, wanted, row)
-    parts.remove()
+        yield SlideWork(image, canvas, tissue, list(plan_blocks(canvas.shape, lattice)), parts)
 
 
 def predict_blocks(
@@ -167,7 +227,7 @@ def predict_blocks(
     Raises:
         NucloraError: The slide is damaged, or the disk is full; blocks that are done stay.
     """
-    blocks = [block for block in blocks if _with_tissue(block, tissue)]
+    blocks = [block for block in blocks if has_tissue(block, tissue)]
     missing = [block for block in blocks if block.index not in parts]
     done = len(blocks) - len(missing)
     if progress:
@@ -223,7 +283,8 @@ def write_output(path: Path, output: str, canvas: Canvas, blocks: Sequence[Block
         write_table(path, parts)
 
 
-def _with_tissue(block: Block, tissue: Tissue) -> bool:
+def has_tissue(block: Block, tissue: Tissue) -> bool:
+    """Whether any window of a block shows tissue; where none does there is nothing to be found."""
     return any(_shows(place, block, tissue) for place in block.windows())
 
 
@@ -263,7 +324,7 @@ def _await(last: Future[None], done: int, total: int, progress: BlockProgress | 
     return done + 1
 
 
-def _peak_mb() -> float:
+def peak_mb() -> float:
     """Most memory that this process has held so far, in megabytes."""
     if sys.platform == "win32":
         return float(psutil.Process().memory_info().peak_wset) / 1e6

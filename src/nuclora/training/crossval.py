@@ -36,8 +36,10 @@ def cross_validate(
     folds: Sequence[int] | None = None,
     weights: str | Path | None = None,
     zero_shot: bool = True,
+    train: bool = True,
     evaluate: bool = True,
     monitor: Monitor | None = None,
+    patience: float = 0,
 ) -> Run:
     """Train and evaluate folds, going on from whatever `out` holds.
 
@@ -49,8 +51,10 @@ def cross_validate(
         folds: Folds to work on; all by default.
         weights: File of the base's weights; by default it is looked for.
         zero_shot: Also evaluate the base as it came.
+        train: Train the folds and go on to the next two; without it the base alone is evaluated, on all their tiles.
         evaluate: Tune each fold's adapter, where the recipe says so, and evaluate it on the fold's test tiles.
         monitor: Hears of every record.
+        patience: Seconds to wait for another process that works on the same fold, before it is refused.
 
     Returns:
         The run, to be read.
@@ -62,20 +66,21 @@ def cross_validate(
     tiles = data if isinstance(data, TileSet) else open_tiles(Path(data))
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     table = fold_table or make_folds(tiles, 5, recipe.seed)
-    table.check_against(tiles)
-    chosen = tuple(folds or table.folds)
-    unknown = sorted(set(chosen) - {*table.folds, ALL_TILES})
-    if unknown:
-        raise NucloraError(f"no fold {unknown[0]}: the fold table has {', '.join(map(str, table.folds))}")
+    chosen = choose_folds(tiles, table, folds)
     accelerator = _accelerator(recipe)
     base = load_base(recipe.base, Path(weights) if weights else None)
     check_recipe(recipe, table, chosen, base, accelerator.num_processes)
     monitor = monitor or Monitor()
-    run = _start(Path(out), recipe, table, base, tiles, accelerator)
+    if accelerator.is_main_process:
+        run = start_run(out, recipe, table, base, tiles)
+    # The other processes read what that one has written.
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        run = Run(Path(out))
     work = _Work(run, tiles, base.path, accelerator, monitor)
 
     def locked(fold: int | None) -> contextlib.AbstractContextManager[None]:
-        return run.locked(fold) if accelerator.is_main_process else contextlib.nullcontext()
+        return run.locked(fold, patience) if accelerator.is_main_process else contextlib.nullcontext()
 
     with Interrupt() as interrupt:
         if accelerator.is_main_process:
@@ -84,7 +89,7 @@ def cross_validate(
             with locked(None):
                 work.evaluate_zero_shot(base, chosen, interrupt)
         accelerator.wait_for_everyone()
-        for fold in chosen:
+        for fold in chosen if train else ():
             with locked(fold):
                 work.train(fold, interrupt)
                 if evaluate and accelerator.is_main_process:
@@ -94,6 +99,35 @@ def cross_validate(
                 accelerator.wait_for_everyone()
     monitor.close()
     return run
+
+
+def choose_folds(tiles: TileSet, table: FoldTable, folds: Sequence[int] | None) -> tuple[int, ...]:
+    """The folds to work on: those asked for, or all of the table.
+
+    Raises:
+        NucloraError: The table is not one of these tiles, or has no such fold.
+    """
+    table.check_against(tiles)
+    chosen = tuple(folds or table.folds)
+    unknown = sorted(set(chosen) - {*table.folds, ALL_TILES})
+    if unknown:
+        raise NucloraError(f"no fold {unknown[0]}: the fold table has {', '.join(map(str, table.folds))}")
+    return chosen
+
+
+def start_run(out: str | Path, recipe: Recipe, table: FoldTable, base: LoadedBase, tiles: TileSet) -> Run:
+    """Create the run folder of a cross-validation, or check that the one that is there is made from the same things.
+
+    Raises:
+        NucloraError: `out` was made from something else.
+    """
+    return Run.start(
+        Path(out),
+        recipe=recipe,
+        folds=table,
+        base={"name": base.name, "sha256": base.sha256, "path": str(base.path)},
+        data={"root": str(tiles.root.resolve()), "format": tiles.format},
+    )
 
 
 class _Work:
@@ -206,19 +240,3 @@ def _accelerator(recipe: Recipe) -> Accelerator:
             InitProcessGroupKwargs(timeout=datetime.timedelta(days=7)),
         ],
     )
-
-
-def _start(
-    out: Path, recipe: Recipe, table: FoldTable, base: LoadedBase, tiles: TileSet, accelerator: Accelerator
-) -> Run:
-    """Let one process create or check the run folder, and the others read it."""
-    if accelerator.is_main_process:
-        run = Run.start(
-            out,
-            recipe=recipe,
-            folds=table,
-            base={"name": base.name, "sha256": base.sha256, "path": str(base.path)},
-            data={"root": str(tiles.root.resolve()), "format": tiles.format},
-        )
-    accelerator.wait_for_everyone()
-    return run if accelerator.is_main_process else Run(out)

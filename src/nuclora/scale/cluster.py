@@ -1,0 +1,195 @@
+"""A Ray cluster: how to reach it, what it has room for, and what comes back from its workers."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import platform
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from nuclora.errors import NucloraError
+
+TRIES: Final = 4
+"""Work is given up after so many workers have died of it."""
+
+POLL: Final = 1.0
+"""Seconds between two looks at a stop that was asked for, and at what there is to tell."""
+
+Machine: TypeAlias = dict[str, float]
+"""What a machine of a cluster has, by Ray's names."""
+
+# Seconds.
+_JOINING: Final = 60.0
+
+SETTINGS: Final = {
+    # Nothing is asked of anybody, and nothing told.
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Workers without a GPU must not see one: this will be Ray's default, and until then it warns of it.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    # By default workers give way to everybody by 15 steps. Where we start them, they are this very command.
+    "RAY_worker_niceness": "0",
+}
+"""Environment of a cluster that is started here, unless it has them already."""
+
+
+class WorkerLost(Exception):
+    """A worker, or its machine, died before it gave a result."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """A cluster that this process is connected to.
+
+    Attributes:
+        needs: What a worker needs, in Ray's words.
+    """
+
+    needs: dict[str, int]
+
+    @property
+    def workers(self) -> int:
+        """How many workers it has room for; machines may come and go."""
+        import ray
+
+        return count_workers(_machines(ray), self.needs)
+
+    def result(self, reference: Any) -> Any:
+        """What a worker returned.
+
+        Raises:
+            WorkerLost: The worker died.
+            BaseException: What the worker raised, as if it had been raised here.
+        """
+        import ray
+
+        try:
+            return ray.get(reference)
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause from error
+        except ray.exceptions.RayError as error:
+            raise WorkerLost(type(error).__name__) from error
+
+
+@contextlib.contextmanager
+def connect(worker_cpus: int = 1) -> Iterator[Cluster]:
+    """Connect to the cluster that Ray finds (RAY_ADDRESS, or the one of this machine), else start one here.
+
+    Where a machine of the cluster has GPUs, every worker gets one; CPUs alone are not worked with then.
+
+    Args:
+        worker_cpus: Cores of a worker; it computes with as many threads, unless OMP_NUM_THREADS says otherwise.
+
+    Raises:
+        NucloraError: Ray is not installed, no cluster answers, or it has no room for a single worker.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise NucloraError("--engine ray needs Ray", mend="install it: pip install 'nuclora[scale]'") from error
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise NucloraError("--engine ray starts its own processes", mend="run it without torchrun or accelerate launch")
+    ours = not ray.is_initialized()
+    if ours:
+        for name, value in SETTINGS.items():
+            os.environ.setdefault(name, value)
+        address = os.environ.get("RAY_ADDRESS", "")
+        try:
+            _reach(address)
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        except (OSError, RuntimeError, ValueError) as error:
+            what = " ".join(str(error).split())[:200]
+            raise NucloraError(
+                f"no Ray cluster{f' at {address}' if address else ''} ({what})",
+                mend="check RAY_ADDRESS and `ray status`, or unset it to work on this machine",
+            ) from error
+    try:
+        # Machines of a cluster that is just being started may join later than its head.
+        deadline = time.monotonic() + (_JOINING if "RAY_ADDRESS" in os.environ else 0)
+        while True:
+            needs = needs_of(_machines(ray), worker_cpus)
+            if count_workers(_machines(ray), needs):
+                break
+            if time.monotonic() > deadline:
+                gpu = " and a GPU" if "num_gpus" in needs else ""
+                raise NucloraError(
+                    f"no machine of the Ray cluster has {worker_cpus} cores{gpu} for a worker",
+                    mend="lower --worker-cpus, or see `ray status`",
+                )
+            time.sleep(1)
+        yield Cluster(needs)
+    finally:
+        if ours:
+            ray.shutdown()
+
+
+def _reach(address: str) -> None:
+    """See that something answers at an address; Ray would try for minutes, and tell every time."""
+    host, _, port = address.rpartition(":")
+    if host and port.isdecimal() and "/" not in host:
+        socket.create_connection((host, int(port)), timeout=_JOINING).close()
+
+
+def needs_of(machines: list[Machine], cpus: int) -> dict[str, int]:
+    """What a worker needs: so many cores, and a GPU where there is any.
+
+    Args:
+        machines: What each machine of the cluster has.
+        cpus: Cores.
+    """
+    return {"num_cpus": cpus} | ({"num_gpus": 1} if any(machine.get("GPU", 0) >= 1 for machine in machines) else {})
+
+
+def count_workers(machines: list[Machine], needs: dict[str, int]) -> int:
+    """How many workers fit; counted machine by machine, because a worker lies on one.
+
+    Args:
+        machines: What each machine of the cluster has.
+        needs: What a worker needs.
+    """
+    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
+    return sum(min(int(machine.get(names[what], 0) // count) for what, count in needs.items()) for machine in machines)
+
+
+def _machines(ray: Any) -> list[Machine]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where the command runs; workers go there, so that they mean the same files by the same paths.
+
+    Attributes:
+        shared: A file that this process has written, by which workers see that they share its storage.
+        folder: Working folder.
+        command: The command line, which runs note.
+    """
+
+    shared: Path
+    folder: Path = field(default_factory=Path.cwd)
+    command: tuple[str, ...] = field(default_factory=lambda: tuple(sys.argv))
+
+    def take(self) -> None:
+        """Make a worker stand where the command runs.
+
+        Raises:
+            NucloraError: The worker's machine does not have these files.
+        """
+        # As the command line does, before anything imports transformers.
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+        sys.argv = list(self.command)
+        for path in (self.folder, self.folder / self.shared):
+            if not path.exists():
+                raise NucloraError(
+                    f"not to be seen from the worker on {platform.node()}",
+                    path=path,
+                    mend="run the command in a folder, and with paths, that all machines of the cluster share",
+                )
+        os.chdir(self.folder)
