@@ -29,7 +29,7 @@ def _predictor(model: NucleiSam, **options: Any) -> Predictor:
     return Predictor(model, input_size=64, normalise="unit", dense=DENSE, **options)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-3), ("bf16", 0.5)])
+@pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-3), ("bf16", 1.0)])
 def test_maps_are_those_of_torch(model, precision, tolerance):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'nuclora[openvino]'")
     image = np.random.default_rng(0).integers(0, 256, (130, 100, 3), dtype=np.uint8)
