@@ -46,7 +46,7 @@ def cross_validate_and_print(
 ) -> Run | None:
     """Run folds, then write and print the summary.
 
-    With `ray_worker_cpus` they are evaluated too, and run on a Ray cluster, each by a worker of so many cores.
+    With `ray_worker_cpus` they run on a Ray cluster, each by a worker of so many cores, and are evaluated in any case.
 
     Returns:
         The run; none in the helper processes of a distributed run, which print nothing.

@@ -79,6 +79,7 @@ class RayEngine:
         assert self._pool is not None
         tasks: deque[Task] = deque()
         failed: dict[str, NucloraError] = {}
+        workers = self._cluster.workers
         done = 0
 
         def settle(job: Job, failure: NucloraError | None) -> None:
@@ -91,7 +92,7 @@ class RayEngine:
 
         for job in jobs:
             if job.is_slide:
-                slide = _Slide(job, folder, how, tasks, self._cluster.workers, settle, block_progress)
+                slide = _Slide(job, folder, how, tasks, workers, settle, block_progress)
                 tasks.append(slide.task("plan", slide.plan))
             else:
                 image = _Image(job, folder, how, settle)
