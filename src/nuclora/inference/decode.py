@@ -103,7 +103,8 @@ def _hills(votes: Floats, voted: Ints, floor: float, least: float, valley: float
 
     ground, _ = ndimage.label(votes > floor)
     seeds, _ = ndimage.label(_peaks(votes, max(least, np.nextafter(np.float32(floor), np.float32(1)))))
-    parts = _upper_parts(votes, ground, voted, seeds, valley * least)
+    # A hair lower than the lowest pass that can unite two hills, whatever is rounded.
+    parts = _upper_parts(votes, ground, voted, seeds, 0.99999 * valley * least)
     seed_places = np.flatnonzero(seeds)
     part_of, seed_of = parts.ravel()[seed_places], seeds.ravel()[seed_places]
     lowest = np.full(int(parts.max(initial=0)) + 1, len(seed_places) + 1, dtype=np.int32)
