@@ -1,0 +1,61 @@
+"""One global attention of a ViT at 1,024 pixels, forward and backward: by fused kernels against the plain form."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from transformers import SamVisionConfig
+from transformers.models.sam.modeling_sam import SamVisionAttention
+
+from common import Results, parser
+from nuclora.models.vit import FusedAttention
+
+_SIDE = 64
+_FORMS = {"plain": SamVisionAttention, "fused": FusedAttention}
+_PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
+
+
+def make_step(form: str, width: int, heads: int) -> Callable[[], tuple[Tensor, Tensor]]:
+    """Output, and gradient of its mean square at the tokens."""
+    torch.manual_seed(0)
+    config = SamVisionConfig(hidden_size=width, num_attention_heads=heads, image_size=16 * _SIDE)
+    attention = _FORMS[form](config, 0).requires_grad_(False)
+    for positions in (attention.rel_pos_h, attention.rel_pos_w):
+        torch.nn.init.normal_(positions, std=0.1)
+    tokens = torch.randn(1, _SIDE, _SIDE, width, requires_grad=True)
+
+    def step() -> tuple[Tensor, Tensor]:
+        output = attention(tokens)[0]
+        return output.detach(), torch.autograd.grad(output.square().mean(), tokens)[0]
+
+    return step
+
+
+def peak_gb(form: str, width: int, heads: int) -> float:
+    """Most memory of a process that takes one step."""
+    script = f"from attention import make_step; make_step({form!r}, {width}, {heads})(); {_PEAK}"
+    done = subprocess.run([sys.executable, "-c", script], cwd=sys.path[0], capture_output=True, text=True, check=True)
+    return float(done.stdout)
+
+
+def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
+    """Both outputs and both gradients."""
+    return all(torch.allclose(here, there, rtol=1e-3, atol=1e-6) for here, there in zip(one, other, strict=True))
+
+
+def main() -> None:
+    given = parser(__doc__ or "", __file__).parse_args()
+    results = Results()
+    for name, width, heads in (("ViT-B", 768, 12), ("ViT-H", 1280, 16)):
+        fused, plain = make_step("fused", width, heads), make_step("plain", width, heads)
+        results.compare(f"global attention of {name}, forward and backward", fused, plain, same, given.repeats)
+        print(f"{name}: at most {peak_gb('fused', width, heads):.2f} GB, plain {peak_gb('plain', width, heads):.2f} GB")
+    results.finish(given.out)
+
+
+if __name__ == "__main__":
+    main()
