@@ -89,7 +89,8 @@ def kill_worker(title: str) -> int:
 def files(folder: Path) -> dict[str, bytes]:
     """What is in a folder of outputs, but for what has times in it."""
     timed = {"summary.csv", "predict.jsonl", ".lock"}
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in timed}
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in timed)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
