@@ -16,6 +16,7 @@ from nuclora.models.vit import FusedAttention
 
 _SIDE = 64
 _FORMS = {"plain": SamVisionAttention, "fused": FusedAttention}
+_SIZES = {"ViT-B": (768, 12), "ViT-H": (1280, 16)}
 _PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
 
 
@@ -50,10 +51,12 @@ def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
 def main() -> None:
     given = parser(__doc__ or "", __file__).parse_args()
     results = Results()
-    for name, width, heads in (("ViT-B", 768, 12), ("ViT-H", 1280, 16)):
-        fused, plain = make_step("fused", width, heads), make_step("plain", width, heads)
+    # First, because the most memory of a new process begins with what this one holds.
+    for name, size in _SIZES.items():
+        print(f"{name}: at most {peak_gb('fused', *size):.2f} GB, plain {peak_gb('plain', *size):.2f} GB", flush=True)
+    for name, size in _SIZES.items():
+        fused, plain = make_step("fused", *size), make_step("plain", *size)
         results.compare(f"global attention of {name}, forward and backward", fused, plain, same, given.repeats)
-        print(f"{name}: at most {peak_gb('fused', width, heads):.2f} GB, plain {peak_gb('plain', width, heads):.2f} GB")
     results.finish(given.out)
 
 
