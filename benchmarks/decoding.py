@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,8 +13,8 @@ from skimage.filters import gaussian
 from skimage.measure import label, regionprops
 from skimage.segmentation import watershed
 
-from common import Results, best_of, parser
-from label_maps import Floats, Labels, discs, noisy_maps, tiles
+from common import Results, best_of
+from label_maps import Floats, Labels, discs, noisy_maps, tile_parser, tiles
 from nuclora.inference.decode import decode, upsample
 from nuclora.recipe import DecodeSettings
 
@@ -106,9 +105,7 @@ def _regions(labels: Labels, in_boxes: bool) -> Iterator[tuple[tuple[slice, ...]
 
 
 def main() -> None:
-    options = parser(__doc__ or "", __file__)
-    options.add_argument("--data", type=Path, help="A labelled set in place of synthetic tiles.")
-    given = options.parse_args()
+    given = tile_parser(__doc__ or "", __file__).parse_args()
     results = Results()
     for name, truth in tiles(given.data, count=5):
         maps = noisy_maps(truth)

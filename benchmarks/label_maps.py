@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from common import parser
 from nuclora.data import open_tiles
 from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.data.targets import OFFSETS, dense_targets
 
 Labels = NDArray[np.int32]
 Floats = NDArray[np.float32]
+
+
+def tile_parser(description: str, script: str) -> argparse.ArgumentParser:
+    """:func:`common.parser`, with the tiles to measure on."""
+    options = parser(description, script)
+    options.add_argument("--data", type=Path, help="A labelled set in place of synthetic tiles.")
+    return options
 
 
 def tiles(data: Path | None, count: int) -> Iterator[tuple[str, Labels]]:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import linear_sum_assignment
 
-from common import Results, best_of, parser
-from label_maps import Labels, discs, noisy_maps, tiles
+from common import Results, best_of
+from label_maps import Labels, discs, noisy_maps, tile_parser, tiles
 from nuclora.inference.decode import decode
 from nuclora.metrics import classify_errors, score
 from nuclora.metrics.overlap import OverlapTable
@@ -101,9 +100,7 @@ def same(ours: dict[str, float], reference: dict[str, float]) -> bool:
 
 
 def main() -> None:
-    options = parser(__doc__ or "", __file__)
-    options.add_argument("--data", type=Path, help="A labelled set in place of synthetic tiles.")
-    given = options.parse_args()
+    given = tile_parser(__doc__ or "", __file__).parse_args()
     results = Results()
     for name, truth in tiles(given.data, count=5):
         prediction = decode(noisy_maps(truth), truth.shape, DecodeSettings(), min_size=10)

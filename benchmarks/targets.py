@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from pathlib import Path
 
 import numpy as np
 from scipy import ndimage
 from skimage.measure import block_reduce, label
 
-from common import Results, best_of, parser
-from label_maps import Floats, Labels, discs, tiles
+from common import Results, best_of
+from label_maps import Floats, Labels, discs, tile_parser, tiles
 from nuclora.data.targets import STRIDE, dense_targets
 
 
@@ -41,9 +40,7 @@ def plain_targets(labels: Labels) -> Floats:
 
 
 def main() -> None:
-    options = parser(__doc__ or "", __file__)
-    options.add_argument("--data", type=Path, help="A labelled set in place of synthetic tiles.")
-    given = options.parse_args()
+    given = tile_parser(__doc__ or "", __file__).parse_args()
     results = Results()
     for name, labels in tiles(given.data, count=5):
         results.compare(

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import signal
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +35,29 @@ TINY = {
     },
     "evaluate": {"protocols": ["oracle-box", "automatic"], "grid": {"points_per_side": 3}},
 }
+
+
+@pytest.fixture
+def cli(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """Runs `nuclora` and gives exit code, standard output and standard error."""
+    from nuclora.cli.main import run
+
+    before = signal.getsignal(signal.SIGINT)
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nuclora", *map(str, arguments)])
+        try:
+            run()
+            code = 0
+        except SystemExit as end:
+            code = int(end.code or 0)
+        captured = capfd.readouterr()
+        return code, captured.out, captured.err
+
+    yield call
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-import signal
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,6 @@ import pytest
 from PIL import Image
 from scipy import ndimage
 
-from nuclora.cli.main import run
 from nuclora.data.images import read_image
 from nuclora.data.synthetic import write_dataset
 from nuclora.inference import images
@@ -49,23 +47,10 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakePredictor:
 
 
 @pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
+def cli(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> Cli:
     """Runs `nuclora predict` and gives exit code, standard output and standard error."""
-    before = signal.getsignal(signal.SIGINT)
     monkeypatch.setenv("COLUMNS", "80")
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nuclora", "predict", *map(str, arguments)])
-        try:
-            run()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    yield call
-    signal.signal(signal.SIGINT, before)
+    return functools.partial(cli, "predict")
 
 
 @pytest.fixture

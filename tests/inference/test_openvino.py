@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,14 +48,7 @@ def test_what_it_cannot_compute_is_refused(model):
 
 
 def test_without_openvino_the_way_to_get_it_is_told(model, monkeypatch):
-    plain = builtins.__import__
-
-    def without(name: str, *arguments: Any, **options: Any) -> Any:
-        if name == "openvino":
-            raise ImportError(name)
-        return plain(name, *arguments, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(NucloraError, match="needs OpenVINO") as caught:
         _predictor(model, backend="openvino")
     assert caught.value.mend == "pip install 'nuclora[openvino]'"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import builtins
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -211,14 +211,7 @@ def test_which_files_are_slides(image: np.ndarray, tmp_path: Path) -> None:
 def test_openslide_is_asked_for_by_name_where_it_is_needed(
     image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    imported = builtins.__import__
-
-    def without(name: str, *rest: Any, **options: Any) -> Any:
-        if name == "openslide":
-            raise ImportError(name)
-        return imported(name, *rest, **options)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "openslide", None)
     (tmp_path / "a.svs").touch()
     with pytest.raises(NucloraError, match=r"needs OpenSlide; install it: pip install 'nuclora\[slides\]'"):
         open_slide(tmp_path / "a.svs")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import json
 import os
 import signal
@@ -17,7 +16,6 @@ import pytest
 from PIL import Image
 
 from nuclora.cli import progress, runs
-from nuclora.cli.main import run as main
 from nuclora.errors import NucloraError
 from nuclora.inference.image_files import find_images
 from nuclora.inference.images import Engine, Outcome, predict_images
@@ -56,25 +54,6 @@ def cluster() -> Iterator[Cluster]:
 def look_often(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in (pool, training):
         monkeypatch.setattr(module, "POLL", 0.05)
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Iterator[Cli]:
-    """Runs `nuclora` and gives exit code, standard output and standard error."""
-    before = signal.getsignal(signal.SIGINT)
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nuclora", *map(str, arguments)])
-        try:
-            main()
-            code = 0
-        except SystemExit as end:
-            code = int(end.code or 0)
-        captured = capfd.readouterr()
-        return code, captured.out, captured.err
-
-    yield call
-    signal.signal(signal.SIGINT, before)
 
 
 def kill_worker(title: str) -> int:
@@ -313,14 +292,7 @@ def test_a_fold_that_fails_is_told_in_the_line_of_the_local_engine(
 def test_without_ray_one_line_says_how_to_get_it(
     cli: Cli, trained: list[object], inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = builtins.__import__
-
-    def without(name: str, *more: Any) -> Any:
-        if name == "ray":
-            raise ModuleNotFoundError(name)
-        return found(name, *more)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+    monkeypatch.setitem(sys.modules, "ray", None)
     told = ("--engine ray needs Ray", "pip install 'nuclora[scale]'")
     for command in (("cv", *trained), ("predict", inputs)):
         assert_one_line(cli(*command, "-o", tmp_path / "out", "--engine", "ray"), *told)

@@ -6,7 +6,7 @@ import warnings
 from typing import TYPE_CHECKING, Final
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nuclora.errors import NucloraError
@@ -18,34 +18,8 @@ if TYPE_CHECKING:
 _HINTS: Final = {"no": "f32", "bf16": "bf16"}
 
 
-class DenseNetwork(nn.Module):
-    """Encoder and dense decoder as one network.
-
-    Args:
-        model: With a dense decoder.
-    """
-
-    def __init__(self, model: DenseSam) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, pixel_values: Tensor, own: Tensor) -> Tensor:
-        """Raw maps of windows.
-
-        Args:
-            pixel_values: (B, 3, S, S), the windows as the encoder sees them.
-            own: (B, 3, window, window), their own pixels.
-
-        Returns:
-            (B, 5, window / 2, window / 2), see :class:`nuclora.models.dense_decoder.DenseDecoder`.
-        """
-        assert self.model.dense_decoder is not None
-        raw: Tensor = self.model.dense_decoder(self.model.levels(pixel_values), own)
-        return raw
-
-
 class OpenVinoNetwork:
-    """The same function as :class:`DenseNetwork`, compiled for this CPU and one window at a time.
+    """What a call of the model gives, compiled for this CPU and one window at a time.
 
     Args:
         model: With a dense decoder, on the CPU, in evaluation mode.
@@ -69,7 +43,7 @@ class OpenVinoNetwork:
         with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
             # PyTorch's export calls what PyTorch itself has deprecated.
             warnings.simplefilter("ignore", FutureWarning)
-            program = torch.export.export(DenseNetwork(model).eval(), examples, strict=False)
+            program = torch.export.export(model, examples, strict=False)
             network = openvino.convert_model(program)
         self._compiled = openvino.Core().compile_model(
             network,
@@ -82,6 +56,6 @@ class OpenVinoNetwork:
         )
 
     def __call__(self, pixel_values: Tensor, own: Tensor) -> Tensor:
-        """As :meth:`DenseNetwork.forward`, of one window, in float32."""
+        """As :meth:`nuclora.models.dense_sam.DenseSam.forward`, of one window, in float32."""
         result = self._compiled([pixel_values.numpy(), own.numpy()])[0]
         return torch.from_numpy(result.copy())

@@ -15,7 +15,6 @@ from nuclora.data.prompts import to_input_frame
 from nuclora.data.targets import MAPS, OFFSETS, STRIDE
 from nuclora.errors import NucloraError
 from nuclora.inference.merge import MASK_THRESHOLD, Mask, crop_masks
-from nuclora.inference.openvino import DenseNetwork, OpenVinoNetwork
 from nuclora.inference.protocols import segment
 from nuclora.inference.scores import Calibration, expected_ious, find_nuclei
 from nuclora.inference.views import show, undo, views
@@ -32,6 +31,7 @@ from nuclora.recipe import DenseSettings, EvaluateSettings
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from nuclora.inference.openvino import OpenVinoNetwork
     from nuclora.models.sam import NucleiSam
 
 Precision = Literal["no", "bf16", "fp16"]
@@ -272,7 +272,6 @@ class Predictor:
 
     def _view_maps(self, window: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Maps of one square window, (5, side / 2, side / 2)."""
-        assert self._network is not None
         pixels = prepare(window, self.input_size, self.normalise, antialias=True)[None].to(self.device)
         own = prepare(window, window.shape[0], self.normalise)[None].to(self.device)
         with torch.inference_mode(), self._autocast():
@@ -324,13 +323,14 @@ class Predictor:
         """
         return segment(self, image, labels, protocol, settings or self.settings)
 
-    def _dense_network(self, backend: Backend) -> DenseNetwork | OpenVinoNetwork | None:
-        if self.dense is None:
-            return None
-        if backend == "torch":
-            return DenseNetwork(self.model)
+    def _dense_network(self, backend: Backend) -> DenseSam | OpenVinoNetwork:
+        if self.dense is None or backend == "torch":
+            return self.model
         if self.device.type != "cpu":
             raise NucloraError(f"OpenVINO is for CPUs, and this computes on {self.device}", mend="--backend torch")
+        # Only here: its import is not for every start.
+        from nuclora.inference.openvino import OpenVinoNetwork
+
         return OpenVinoNetwork(self.model.eval(), self.input_size, self.dense.window, self.precision)
 
     def _autocast(self) -> torch.autocast:

@@ -61,6 +61,20 @@ class DenseSam(nn.Module):
                 mend=f"set input.size={nearest}",
             )
 
+    def forward(self, pixel_values: Tensor, own: Tensor) -> Tensor:
+        """Find nuclei without prompts.
+
+        Args:
+            pixel_values: (B, 3, S, S), the windows as the encoder sees them.
+            own: (B, 3, window, window), their own pixels.
+
+        Returns:
+            Raw maps, (B, 5, window / 2, window / 2), see :class:`nuclora.models.dense_decoder.DenseDecoder`.
+        """
+        assert self.dense_decoder is not None
+        raw: Tensor = self.dense_decoder(self.levels(pixel_values), own)
+        return raw
+
     def encode(self, pixel_values: Tensor) -> Tensor:
         """Embed images.
 
