@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-# Page faults of asking for, filling and freeing 160 MB once more, when the heap has found its size. glibc itself learns to
-# keep blocks of up to 32 MB, so they are larger.
+# Page faults of asking for, filling and freeing 160 MB once more, when the heap has found its size. glibc itself learns
+# to keep blocks of up to 32 MB, so they are larger.
 _SCRIPT = """
 import resource
 import torch
