@@ -33,7 +33,7 @@ class AdapterSettings(_Strict):
     dropout: float = Field(0.1, ge=0, lt=1)
     targets: tuple[Literal["qkv", "proj", "mlp", "decoder_attention"], ...] = ("qkv",)
     last_blocks: int | None = Field(None, ge=1, description="LoRA on the last N encoder blocks only")
-    train_parts: tuple[Literal["mask_decoder", "prompt_encoder", "neck", "vision_encoder"], ...] = (
+    train_parts: tuple[Literal["mask_decoder", "prompt_encoder", "neck", "convolutions", "vision_encoder"], ...] = (
         "mask_decoder",
         "prompt_encoder",
     )
@@ -45,10 +45,12 @@ class AdapterSettings(_Strict):
                 "LoRA on the mask decoder's attention and the whole mask decoder cannot both train: "
                 "drop 'decoder_attention' from targets or 'mask_decoder' from train_parts"
             )
-        if "vision_encoder" in self.train_parts and ("neck" in self.train_parts or self._adapts_encoder):
+        of_encoder = {"neck", "convolutions"} & set(self.train_parts)
+        if "vision_encoder" in self.train_parts and (of_encoder or self._adapts_encoder):
             raise ValueError(
-                "the whole encoder trains (vision_encoder in train_parts), so neither its neck nor LoRA on it can "
-                "train beside it: drop 'neck', and set targets=[decoder_attention] without 'mask_decoder'"
+                "the whole encoder trains (vision_encoder in train_parts), so neither its neck, its convolutions nor "
+                "LoRA on it can train beside it: drop 'neck' and 'convolutions', and set targets=[decoder_attention] "
+                "without 'mask_decoder'"
             )
         return self
 

@@ -21,13 +21,14 @@ from nuclora.recipe import AdapterSettings
 # The linear layers of one encoder block, for the ViT and for TinyViT.
 _ENCODER_LAYERS = {"qkv": r"attn\.qkv", "proj": r"attn\.proj", "mlp": r"mlp\.(?:lin1|lin2|fc1|fc2)"}
 _DECODER_ATTENTION = r"mask_decoder\.transformer\..*attn\w*\.(?:q|k|v|out)_proj"
-# Parts that can train in full, and where they are in the network.
+# Parts that can train in full, and where they are in the network; the convolutions are in many places.
 PARTS = {
     "mask_decoder": "mask_decoder",
     "prompt_encoder": "prompt_encoder",
     "neck": "vision_encoder.neck",
     "vision_encoder": "vision_encoder",
 }
+CONVOLUTIONS = "convolutions"
 
 
 class FoldedLinear(Linear):  # type: ignore[misc]
@@ -87,7 +88,7 @@ def adapt(model: NucleiSam, settings: AdapterSettings, seed: int) -> PeftModel:
         lora_dropout=settings.dropout,
         bias="none",
         target_modules=_target_pattern(model, settings),
-        modules_to_save=[PARTS[part] for part in settings.train_parts] or None,
+        modules_to_save=[name for part in settings.train_parts for name in _modules(model, part)] or None,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -115,6 +116,19 @@ def check_targets(model: NucleiSam, settings: AdapterSettings) -> None:
             f"adapter.last_blocks={settings.last_blocks}, but {model.name_or_path} has {blocks} blocks",
             mend=f"set adapter.last_blocks={blocks} or null",
         )
+
+
+def _modules(model: NucleiSam, part: str) -> list[str]:
+    """Names of the modules that a part is made of."""
+    if part != CONVOLUTIONS:
+        return [PARTS[part]]
+    found: list[str] = []
+    for name, module in model.vision_encoder.named_modules(prefix="vision_encoder"):
+        within = [type(layer) for layer in module.modules()]
+        counted = any(f"{name}.".startswith(f"{other}.") for other in (*found, PARTS["neck"]))
+        if not counted and nn.Conv2d in within and nn.Linear not in within:
+            found.append(name)
+    return found
 
 
 def _target_pattern(model: NucleiSam, settings: AdapterSettings) -> str:

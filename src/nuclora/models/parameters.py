@@ -9,7 +9,7 @@ from typing import Any
 from peft import PeftModel
 
 from nuclora.models.checkpoints import build_base
-from nuclora.models.lora import PARTS, adapt
+from nuclora.models.lora import CONVOLUTIONS, PARTS, adapt
 from nuclora.recipe import Recipe
 
 DENSE = "dense_decoder"
@@ -22,8 +22,8 @@ class ParameterRow:
     """One part of the network.
 
     Args:
-        part: "base" is the whole base; "mask_decoder", "prompt_encoder", "neck" and "vision_encoder" are parts of it;
-            the "adapter" and the "dense_decoder" are beside it.
+        part: "base" is the whole base; "mask_decoder", "prompt_encoder", "neck", "vision_encoder" and the encoder's
+            "convolutions" are parts of it; the "adapter" and the "dense_decoder" are beside it.
         parameters: How many it has.
         trained: Whether it trains.
     """
@@ -68,26 +68,25 @@ class ParameterTable:
 def count_parameters(peft_model: PeftModel) -> ParameterTable:
     """Count an adapted base; the trained copies of its parts are not counted twice."""
     base = adapter = dense = 0
-    sizes = dict.fromkeys(PARTS, 0)
-    trained = dict.fromkeys(PARTS, False)
+    parts = dict.fromkeys(_ALWAYS_TOLD, 0)
+    trained: dict[str, int] = {}
+    places = {prefix: part for part, prefix in PARTS.items()}
     for name, parameter in peft_model.get_base_model().named_parameters():
         if ".lora_" in name:
             adapter += parameter.numel()
-            continue
-        if name.startswith(f"{DENSE}."):
+        elif name.startswith(f"{DENSE}."):
             dense += parameter.numel()
-            continue
-        part = next((part for part, prefix in PARTS.items() if name.startswith(f"{prefix}.")), None)
-        if ".modules_to_save." in name:
-            assert part is not None
-            trained[part] = True
-            continue
-        base += parameter.numel()
-        if part is not None:
-            sizes[part] += parameter.numel()
+        elif ".modules_to_save." in name:
+            part = places.get(name.partition(".modules_to_save.")[0], CONVOLUTIONS)
+            trained[part] = trained.get(part, 0) + parameter.numel()
+        else:
+            base += parameter.numel()
+            if (part := name.partition(".")[0]) in parts:
+                parts[part] += parameter.numel()
     rows = [ParameterRow("base", base, False), ParameterRow("adapter", adapter, True)]
     rows += [ParameterRow(DENSE, dense, True)] if dense else []
-    rows += [ParameterRow(part, sizes[part], trained[part]) for part in PARTS if part in _ALWAYS_TOLD or trained[part]]
+    order = [part for part in (*PARTS, CONVOLUTIONS) if part in parts or part in trained]
+    rows += [ParameterRow(part, trained.get(part) or parts[part], part in trained) for part in order]
     return ParameterTable(tuple(rows))
 
 
