@@ -32,7 +32,7 @@ from nuclora.io.slides import open_slide
 from nuclora.metrics import score
 from nuclora.models.adapter import shipped_adapter
 
-WINDOWS = (1, 2, 4)
+STEPS = ((1, 1), (2, 2), (4, 2), (4, 4))
 CUTS = ((0, 0), (70, 130))
 TEXTURE = 512
 
@@ -67,8 +67,8 @@ def compare(path: Path, region: Region, microns: float | None, asked: argparse.N
             known: dict = {}
             maps = predictor.maps(pixels, asked.views, known=known)
             whole = predictor.decode_maps(maps, canvas.shape, settings)
-            for windows in WINDOWS:
-                blocks = list(plan_blocks(canvas.shape, predictor.lattice, windows))
+            for steps in STEPS:
+                blocks = list(plan_blocks(canvas.shape, predictor.lattice, steps))
                 labels, count = np.zeros(canvas.shape, dtype=np.int32), 0
                 for block in blocks:
                     seen = canvas.read(*block.seen)
@@ -80,7 +80,7 @@ def compare(path: Path, region: Region, microns: float | None, asked: argparse.N
                     there[found.labels > 0] = found.labels[found.labels > 0] + count
                     count += len(found.outlines)
                 results.append({
-                    "offset": [left, top], "windows": windows, "blocks": len(blocks), "nuclei": count,
+                    "offset": [left, top], "steps": list(steps), "blocks": len(blocks), "nuclei": count,
                     "nuclei_whole": len(whole.scores), "pq": score(whole.labels, labels)["pq"],
                     "equal": bool(((labels > 0) == (whole.labels > 0)).all() and count == len(whole.scores)),
                 })  # fmt: skip

@@ -21,11 +21,11 @@ from spots import SETTINGS, SpotPredictor, spots
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (63, 64), (500, 301), (700, 1500)])
-@pytest.mark.parametrize("windows", [1, 2, 4])
+@pytest.mark.parametrize("steps", [(1, 1), (2, 3), (4, 2)])
 @pytest.mark.parametrize("lattice", [(64, 16), (512, 128)])
-def test_cores_cover_the_canvas_once(shape, windows, lattice):
+def test_cores_cover_the_canvas_once(shape, steps, lattice):
     covered = np.zeros(shape, dtype=np.uint8)
-    blocks = list(plan_blocks(shape, lattice, windows))
+    blocks = list(plan_blocks(shape, lattice, steps))
     assert [block.index for block in blocks] == list(range(len(blocks)))
     for block in blocks:
         covered[block.rows.start : block.rows.stop, block.columns.start : block.columns.stop] += 1
@@ -34,18 +34,20 @@ def test_cores_cover_the_canvas_once(shape, windows, lattice):
     assert covered.min() == covered.max() == 1
 
 
-def test_a_block_of_four_steps_needs_five_windows_a_side():
+def test_a_block_of_four_by_two_steps_needs_five_by_three_windows():
     blocks = list(plan_blocks((20_000, 20_000), (512, 128)))
     inner = next(block for block in blocks if block.rows.start and block.columns.start)
-    assert (len(inner.rows), len(inner.columns)) == (1536, 1536)
-    assert len(inner.windows()) == 25
-    assert len(blocks[0].windows()) == 16
+    assert (len(inner.rows), len(inner.columns)) == (1536, 768)
+    assert len(inner.windows()) == 15
+    assert len(blocks[0].windows()) == 8
 
 
-def tiled(image: np.ndarray, canvas: Canvas, windows: int, predictor: SpotPredictor) -> tuple[np.ndarray, list]:
+def tiled(
+    image: np.ndarray, canvas: Canvas, steps: tuple[int, int], predictor: SpotPredictor
+) -> tuple[np.ndarray, list]:
     """Labels of a canvas by blocks, as one map, and what each block found."""
     labels, count, all_found = np.zeros(canvas.shape, np.int32), 0, []
-    for block in plan_blocks(canvas.shape, predictor.lattice, windows):
+    for block in plan_blocks(canvas.shape, predictor.lattice, steps):
         pixels = canvas.read(*block.seen)
         maps = predictor.maps(pixels, 1, part=block.part)
         found = find_nuclei(block, maps, pixels, predictor, SETTINGS, canvas)
@@ -70,17 +72,17 @@ def small_halo(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "HALO", 32)
 
 
-@pytest.mark.parametrize(("windows", "region"), [
-    (1, (0, 0, 260, 220)), (2, (0, 0, 260, 220)), (3, (0, 0, 260, 220)), (1, (13, 37, 202, 181)),
+@pytest.mark.parametrize(("steps", "region"), [
+    ((1, 1), (0, 0, 260, 220)), ((3, 2), (0, 0, 260, 220)), ((3, 3), (0, 0, 260, 220)), ((1, 1), (13, 37, 202, 181)),
 ])  # fmt: skip
-def test_blocks_find_what_the_whole_canvas_shows(windows, region, small_halo, tmp_path: Path) -> None:
+def test_blocks_find_what_the_whole_canvas_shows(steps, region, small_halo, tmp_path: Path) -> None:
     image = spots(220, 260)
     left, top, width, height = region
     expected = SpotPredictor().nuclei(image[top : top + height, left : left + width], SETTINGS)
     assert len(expected.scores) >= 50
     with open_slide(write_slide(tmp_path / "slide.tif", image, 0.25)) as slide:
         canvas = make_canvas(slide, Region(*region), None)
-        labels, found = tiled(image, canvas, windows, SpotPredictor())
+        labels, found = tiled(image, canvas, steps, SpotPredictor())
     assert len(found) > 1
     assert_same_nuclei(labels, expected.labels)
     # And so are scores and measurements, in pixels of level 0.
@@ -101,7 +103,7 @@ def test_a_resampled_slide_is_measured_in_its_own_pixels(small_halo, tmp_path: P
         canvas = make_canvas(slide, None, 0.5)
         assert (canvas.scale, canvas.shape) == (pytest.approx(2, rel=1e-4), (150, 200))
         canvas = Canvas(slide, canvas.region, 2.0, 0.25)
-        labels, found = tiled(image, canvas, 2, SpotPredictor())
+        labels, found = tiled(image, canvas, (2, 2), SpotPredictor())
         same = Canvas(slide, canvas.region, 2.0, 0.25)
     expected = SpotPredictor().nuclei(image[::2, ::2], SETTINGS)
     assert_same_nuclei(labels, expected.labels)
@@ -129,7 +131,7 @@ def test_windows_of_glass_and_those_of_the_block_before_are_not_predicted(
         canvas = make_canvas(slide, None, None)
         tissue = find_tissue(canvas)
         predictor, everywhere = SpotPredictor(), SpotPredictor()
-        blocks = list(plan_blocks(canvas.shape, predictor.lattice, 3))
+        blocks = list(plan_blocks(canvas.shape, predictor.lattice, (3, 3)))
         predict_blocks(canvas, blocks, tissue, predictor, SETTINGS, Parts(tmp_path / "a", {}))
         predict_blocks(canvas, blocks, find_tissue(canvas, True), everywhere, SETTINGS, Parts(tmp_path / "b", {}))
     starts = [range(0, length - 16, 48) for length in canvas.shape]

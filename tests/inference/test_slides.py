@@ -39,7 +39,7 @@ def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     from nuclora.inference import blocks
 
     plan = blocks.plan_blocks
-    monkeypatch.setattr(module, "plan_blocks", lambda shape, lattice: plan(shape, lattice, 1))
+    monkeypatch.setattr(module, "plan_blocks", lambda shape, lattice: plan(shape, lattice, (1, 1)))
     monkeypatch.setattr(blocks, "HALO", 32)
 
 

@@ -24,8 +24,12 @@ from nuclora.io.geojson import Ring, outline
 from nuclora.io.tables import measure_nuclei
 from nuclora.recipe import EvaluateSettings
 
-WINDOWS: Final = 4
-"""A block is so many steps of the lattice high and wide."""
+STEPS: Final = (4, 2)
+"""A block is so many steps of the lattice high and wide.
+
+Blocks of a row hand on the windows that they share, so the height alone says how many are predicted twice, and both say
+how much memory a block takes.
+"""
 
 HALO: Final = 128
 """Pixels of the canvas around a core; a nucleus of up to this width is whole, with as much around its middle."""
@@ -101,24 +105,24 @@ class Found(NamedTuple):
     outlines: list[list[Ring]]
 
 
-def plan_blocks(shape: tuple[int, int], lattice: tuple[int, int], windows: int = WINDOWS) -> Iterator[Block]:
+def plan_blocks(shape: tuple[int, int], lattice: tuple[int, int], steps: tuple[int, int] = STEPS) -> Iterator[Block]:
     """Cut a canvas into blocks, in reading order.
 
     Borders lie in the middle of what one window alone sees, as far from other windows as can be: with its halo a block
-    of k x k steps needs (k + 1) x (k + 1) windows.
+    of h x w steps needs (h + 1) x (w + 1) windows.
 
     Args:
         shape: Height and width of the canvas.
         lattice: Side of a window, and the overlap of neighbours.
-        windows: See :data:`WINDOWS`.
+        steps: See :data:`STEPS`.
     """
     window, margin = lattice
     step = window - margin
     first = window // 2 // STRIDE * STRIDE
     cuts = []
-    for length in shape:
+    for length, count in zip(shape, steps, strict=True):
         # What is left at the end is part of the last block unless it is a step or more.
-        borders = [0, *range(first + (windows - 1) * step, length - step + 1, windows * step), length]
+        borders = [0, *range(first + (count - 1) * step, length - step + 1, count * step), length]
         cuts.append([range(*pair) for pair in itertools.pairwise(borders)])
     for row, rows in enumerate(cuts[0]):
         for column, columns in enumerate(cuts[1]):

@@ -49,25 +49,31 @@ def decode(maps: Floats, shape: tuple[int, int], settings: DecodeSettings, min_s
         NucloraError: Maps of a wrong shape, or with values that are not finite.
     """
     _require_maps(maps, shape)
-    foreground, distance, offset_y, offset_x = upsample(maps[[0, 2, 3, 4]], shape)
-    inside = foreground > settings.foreground
-    rows, columns = np.nonzero(inside)
-    voted_rows = _moved(rows, offset_y[inside], shape[0])
-    voted_columns = _moved(columns, offset_x[inside], shape[1])
-    voted = voted_rows * shape[1] + voted_columns
+    return _whole(_voted(maps, shape, settings, min_size), min_size)
 
-    ballots = np.bincount(voted, foreground[inside], shape[0] * shape[1]).astype(np.float32)
+
+def _voted(maps: Floats, shape: tuple[int, int], settings: DecodeSettings, min_size: int) -> Labels:
+    """Steps 1 to 3, and nuclei without a core left out: labels (H, W) with gaps, of any number of parts."""
+    planes = upsample(maps[[0, 2, 3, 4]], shape)
+    inside = planes[0] > settings.foreground
+    foreground, distance, offset_y, offset_x = planes[:, inside]
+    # Planes of a slide's block are large, and decoding holds enough of them.
+    del planes
+    rows, columns = np.nonzero(inside)
+    voted = _moved(rows, offset_y, shape[0]) * shape[1] + _moved(columns, offset_x, shape[1])
+    ballots = np.bincount(voted, foreground, shape[0] * shape[1]).astype(np.float32)
     votes = ndimage.gaussian_filter(ballots.reshape(shape), settings.smooth, mode="constant")
+    del ballots
     # The height of a peak that as many pixels agree on exactly as the smallest nucleus has.
     least = min_size / (2 * np.pi * settings.smooth**2)
     nucleus = _hills(votes, voted, _NO_VOTES / settings.smooth**2, least, settings.valley).ravel()[voted]
 
     core = np.zeros(nucleus.max(initial=0) + 1, dtype=np.float32)
-    np.maximum.at(core, nucleus, distance[inside])
+    np.maximum.at(core, nucleus, distance)
     nucleus[core[nucleus] <= settings.core] = 0
     labels = np.zeros(shape, dtype=np.int32)
     labels[inside] = nucleus
-    return _whole(labels, min_size)
+    return labels
 
 
 def upsample(maps: Floats, shape: tuple[int, int]) -> Floats:
@@ -206,7 +212,7 @@ def _whole(labels: Labels, min_size: int) -> Labels:
     """Each label's largest part, without holes, if it is large enough; renumbered 1..n."""
     from skimage.measure import label
 
-    parts = label(labels, background=0, connectivity=1)
+    parts = label(labels, background=0, connectivity=1).astype(np.int32)
     sizes = np.bincount(parts.ravel())
     label_of = np.zeros(len(sizes), dtype=np.int32)
     label_of[parts] = labels
@@ -216,7 +222,7 @@ def _whole(labels: Labels, min_size: int) -> Labels:
     largest[label_of[order]] = order
     kept = largest[label_of] == np.arange(len(sizes))
     kept[0] = False
-    filled = _fill_holes(np.where(kept, np.arange(len(sizes)), 0)[parts])
+    filled = _fill_holes(np.where(kept, np.arange(len(sizes), dtype=np.int32), 0)[parts])
     sizes = np.bincount(filled.ravel(), minlength=len(sizes))
     kept &= sizes >= min_size
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
@@ -224,7 +230,7 @@ def _whole(labels: Labels, min_size: int) -> Labels:
     return renumbered
 
 
-def _fill_holes(labels: Ints) -> Ints:
+def _fill_holes(labels: Labels) -> Labels:
     """Give background that lies inside one label alone to that label."""
     holes, count = ndimage.label(labels == 0)
     closed = np.ones(count + 1, dtype=bool)

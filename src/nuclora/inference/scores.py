@@ -66,9 +66,13 @@ def agreement(labels: NDArray[np.int32], foreground: Floats, disagreement: Float
     from skimage.segmentation import expand_labels
 
     count = int(labels.max(initial=0)) + 1
-    inside, doubt = upsample(np.stack([foreground, disagreement]), (labels.shape[0], labels.shape[1]))
-    membership = inside * np.exp(-0.5 * (doubt / _DOUBT) ** 2)
-    overlap = np.bincount(labels.ravel(), membership.ravel(), count)
+    shape = labels.shape[0], labels.shape[1]
+    owned = labels > 0
+    # Planes of a slide's block are large: what is needed of one is taken before the next is made.
+    doubt = upsample(disagreement[None], shape)[0][owned]
+    inside = upsample(foreground[None], shape)[0]
+    membership = inside[owned] * np.exp(-0.5 * (doubt / _DOUBT) ** 2)
+    overlap = np.bincount(labels[owned], membership, count)
     area = np.bincount(labels.ravel(), minlength=count)
     ring = np.where(labels == 0, expand_labels(labels, _RING), 0)
     unclaimed = np.bincount(ring.ravel(), inside.ravel(), count)

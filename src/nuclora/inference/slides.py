@@ -16,7 +16,7 @@ import psutil
 from numpy.typing import NDArray
 
 from nuclora.data.targets import MAPS, STRIDE
-from nuclora.inference.blocks import HALO, WINDOWS, Block, find_nuclei, plan_blocks
+from nuclora.inference.blocks import HALO, STEPS, Block, find_nuclei, plan_blocks
 from nuclora.inference.canvas import Canvas, Region, Tissue, find_tissue, make_canvas
 from nuclora.inference.image_files import ImageFile
 from nuclora.inference.outputs import OutputFolder, Row
@@ -196,7 +196,7 @@ def open_work(
     Raises:
         NucloraError: The slide is damaged, or there are parts of something else.
     """
-    parts = Parts(root, {"slide": sha256, **made_by, "blocks": [WINDOWS, HALO, *lattice]}, overwrite=overwrite)
+    parts = Parts(root, {"slide": sha256, **made_by, "blocks": [*STEPS, HALO, *lattice]}, overwrite=overwrite)
     with open_canvas(image.path, options) as canvas:
         tissue = find_tissue(canvas, options.everywhere)
         yield SlideWork(image, canvas, tissue, list(plan_blocks(canvas.shape, lattice)), parts)

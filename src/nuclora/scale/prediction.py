@@ -21,7 +21,7 @@ from nuclora.inference.slides import SlideWork, has_tissue, open_work, peak_mb, 
 from nuclora.scale.cluster import Cluster, Place
 from nuclora.scale.pool import Pool, Steps, Task
 
-LONGEST_RUN: Final = 8
+LONGEST_RUN: Final = 16
 """Blocks of one task, neighbours where that may be: each takes over the windows that it shares with the one before."""
 
 # Network file systems show a new file to other machines within a minute.
