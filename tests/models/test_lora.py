@@ -61,6 +61,26 @@ def test_the_study() -> None:
     }
 
 
+def test_convolutions_of_the_encoder() -> None:
+    settings = AdapterSettings(rank=2, train_parts=("neck", "convolutions"))
+    model = adapt(build_base("mobile_sam"), settings, seed=0)
+    trained = _trainable(model)
+    for name, layer in model.get_base_model().vision_encoder.named_modules():
+        if isinstance(layer, nn.Conv2d) and not name.startswith("neck.") and ".original_module." not in name:
+            assert f"base_model.model.vision_encoder.{name}.weight" in trained
+    assert not any("attn.norm" in name or "mlp.norm" in name for name in trained)
+    table = count_parameters(model).to_json()
+    # Two stem convolutions with their norms; the first stage; merging between four stages; one in each block.
+    bottleneck = 2 * 64 * 256 + 9 * 256 + 2 * (256 + 256 + 64)
+    merging = sum(a * b + 9 * b + b * b + 6 * b for a, b in ((64, 128), (128, 160), (160, 320)))
+    local = sum(dim * (9 + 2) for dim in WIDTHS["mobile_sam"])
+    assert table["convolutions"] == 9 * (3 * 32 + 32 * 64) + 2 * (32 + 64) + 2 * bottleneck + merging + local
+    assert table["trained"] == ["adapter", "neck", "convolutions"]
+    assert (
+        table["base"] == count_parameters(adapt(build_base("mobile_sam"), AdapterSettings(), seed=0)).rows[0].parameters
+    )
+
+
 def test_lora_on_the_mask_decoder() -> None:
     settings = AdapterSettings(rank=2, targets=("decoder_attention",), train_parts=("prompt_encoder", "neck"))
     model = adapt(build_base("mobile_sam"), settings, seed=0)
@@ -94,6 +114,7 @@ def _loss(sam: NucleiSam, pixels: Tensor) -> Tensor:
         (("qkv",), ("mask_decoder", "prompt_encoder")),
         (("qkv", "proj", "mlp"), ("mask_decoder", "prompt_encoder", "neck")),
         (("decoder_attention",), ("neck",)),
+        (("qkv",), ("mask_decoder", "convolutions")),
     ],
 )
 def test_what_trains(tiny_sam_folder: Path, targets: Any, parts: Any) -> None:
