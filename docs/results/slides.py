@@ -1,7 +1,7 @@
 """Slides: is a slide in blocks what it is as a whole, and does memory grow with it?
 
 python docs/results/slides.py seam TILES [-a ADAPTER] [--views N] [--side 4]
-python docs/results/slides.py memory [-a ADAPTER] [--megapixels 2 20 200]
+python docs/results/slides.py memory [-a ADAPTER] [--megapixels 2 20 200] [--backend openvino] [--precision bf16]
 python docs/results/slides.py region SLIDE X,Y,WIDTH,HEIGHT [--mpp M] [-a ADAPTER] [--views N]
 
 `seam` lays SIDE x SIDE tiles of a labelled set, all of one size, side by side and compares blocks of several sizes and
@@ -103,6 +103,7 @@ def memory(asked: argparse.Namespace) -> list[dict]:
             write_pyramid(path, (side, side), lambda top, left: texture)
             command = [sys.executable, "-c", "from nuclora.cli.main import run; run()", "predict", str(path)]
             command += ["--views", str(asked.views), "--json", "-o", f"{folder}/out"]
+            command += ["--backend", asked.backend, "--precision", asked.precision]
             command += ["-a", str(asked.adapter)] if asked.adapter else []
             command += ["--weights", str(asked.weights)] if asked.weights else []
             began = time.monotonic()
@@ -165,6 +166,8 @@ def main() -> None:
     one.set_defaults(run=of_region)
     one = commands.add_parser("memory", parents=[shared])
     one.add_argument("--megapixels", type=float, nargs="+", default=[2, 20, 200])
+    one.add_argument("--backend", default="torch")
+    one.add_argument("--precision", default="no")
     one.set_defaults(run=memory)
     asked = parser.parse_args()
     print(json.dumps(asked.run(asked), indent=1))
