@@ -63,9 +63,10 @@ def predict(
     block_progress: NamedProgress | None = None,
     load: Callable[[], Any] = SpotPredictor,
     made_by: dict[str, Any] = MADE_BY,
+    formats: tuple[str, ...] = tuple(FORMATS),
     overwrite: bool = False,
 ) -> Outcome:
-    how = How(made_by, load, tuple(FORMATS), SETTINGS, slides=slides or SlideOptions(), overwrite=overwrite)
+    how = How(made_by, load, formats, SETTINGS, slides=slides or SlideOptions(), overwrite=overwrite)
     with open_outputs(out) as folder:
         return predict_images(find_images([slide]), folder, how, engine=LocalEngine(), block_progress=block_progress)
 
