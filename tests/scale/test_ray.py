@@ -18,11 +18,14 @@ from PIL import Image
 
 from nuclora.cli import progress, runs
 from nuclora.errors import NucloraError
+from nuclora.files import AppendLog
+from nuclora.inference import hashes
 from nuclora.inference.engine import Engine, LocalEngine
 from nuclora.inference.image_files import find_images
 from nuclora.inference.images import Outcome, predict_images
 from nuclora.inference.jobs import How
 from nuclora.inference.outputs import FORMATS, open_outputs
+from nuclora.inference.provenance import hash_file
 from nuclora.recipe import Recipe
 from nuclora.run import Run
 from nuclora.scale import cluster as of_cluster
@@ -144,6 +147,22 @@ def test_predictions_stopped_and_killed_end_as_in_one_process(
     assert [str(error) for error in outcome.failures] == [str(error) for error in expected.failures]
     assert len(outcome.failures) == 1
     assert [done for done, _ in told] == list(range(told[0][1] + 1))
+
+
+def test_workers_hash_no_file_that_has_not_changed(
+    cluster: Cluster, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "_GRAIN_NS", -(10**18))
+    image, out = inputs / "image 1.png", tmp_path / "out"
+    predict(image, out, LocalEngine())
+    # Remembered is another hash than the file has.
+    notes = AppendLog(out / "predict.jsonl")
+    notes.rewrite([line.replace(hash_file(image), "0" * 64) for line in notes.lines()])
+    for kept in ({str(image)}, set()):
+        engine = RayEngine(cluster)
+        assert predict(image, out, engine).kept == kept
+        engine.close()
+        os.utime(image)
 
 
 class Frail:
