@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -18,12 +19,16 @@ from scipy import ndimage
 from nuclora.data.images import read_image
 from nuclora.errors import NucloraError
 from nuclora.files import AppendLog
-from nuclora.inference import images as module
+from nuclora.inference import hashes, provenance
+from nuclora.inference import image_worker as module
+from nuclora.inference.engine import LocalEngine, Progress
 from nuclora.inference.image_files import find_images
 from nuclora.inference.images import Outcome, predict_images
+from nuclora.inference.jobs import How
 from nuclora.inference.outputs import FORMATS, OutputFolder, open_outputs
 from nuclora.inference.predictor import Nuclei
 from nuclora.io.labels import read_labels
+from nuclora.io.tables import measure_nuclei
 from nuclora.recipe import EvaluateSettings
 
 
@@ -54,18 +59,16 @@ class Prediction:
         return self.predictor
 
     def __call__(
-        self, formats: tuple[str, ...] = tuple(FORMATS), made_by: dict[str, Any] | None = None, **options: Any
+        self,
+        formats: tuple[str, ...] = tuple(FORMATS),
+        made_by: dict[str, Any] | None = None,
+        progress: Progress | None = None,
+        **more: Any,
     ) -> Outcome:
+        made_by = made_by or {"adapter": {"sha": "a"}, "precision": "no"}
+        how = How(made_by, self.load, formats, EvaluateSettings(), **more)
         with open_outputs(self.out) as folder:
-            return predict_images(
-                find_images([self.inputs]),
-                folder,
-                made_by=made_by or {"adapter": {"sha": "a"}, "precision": "no"},
-                load=self.load,
-                formats=formats,
-                settings=EvaluateSettings(),
-                **options,
-            )
+            return predict_images(find_images([self.inputs]), folder, how, engine=LocalEngine(), progress=progress)
 
 
 def spots(count: int, height: int = 40, width: int = 60) -> np.ndarray:
@@ -168,6 +171,94 @@ def test_a_changed_image_is_predicted_again(prediction: Prediction) -> None:
     outcome = prediction()
     assert len(outcome.kept) == 2
     assert [row.nuclei for row in outcome.rows] == [4, 2, 3]
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that are read for their hash, of which those just written are trusted too."""
+    names = []
+
+    def hash_file(path: Path) -> str:
+        names.append(path.name)
+        return provenance.hash_file(path)
+
+    monkeypatch.setattr(hashes, "hash_file", hash_file)
+    monkeypatch.setattr(hashes, "_GRAIN_NS", -(10**18))
+    return names
+
+
+def test_an_unchanged_file_is_not_hashed_again(prediction: Prediction, hashed: list[str]) -> None:
+    prediction()
+    assert hashed == ["im 0.png", "im 1.tif", "im 2.webp"]
+    hashed.clear()
+    assert len(prediction().kept) == 3
+    assert not hashed
+    prediction(overwrite=True)
+    assert len(hashed) == 3
+
+
+def test_a_changed_file_is_hashed_again_whatever_its_time_and_size(prediction: Prediction, hashed: list[str]) -> None:
+    image = prediction.inputs / "im 1.tif"
+    Image.fromarray(spots(1)).save(image)
+    prediction()
+    hashed.clear()
+    times, size = image.stat(), image.stat().st_size
+    Image.fromarray(255 - spots(1)).save(image)
+    os.utime(image, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert (image.stat().st_size, image.stat().st_mtime_ns) == (size, times.st_mtime_ns)
+    assert len(prediction().kept) == 2
+    assert hashed == ["im 1.tif"]
+
+
+def test_a_file_that_changed_just_now_is_hashed_again(
+    prediction: Prediction, hashed: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """File systems may give a second change the time of the first."""
+    monkeypatch.setattr(hashes, "_GRAIN_NS", 10**18)
+    prediction()
+    hashed.clear()
+    assert len(prediction().kept) == 3
+    assert len(hashed) == 3
+
+
+def test_hashes_outlive_a_stop_before_the_first_output(prediction: Prediction, hashed: list[str]) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        prediction(progress=stop)
+    hashed.clear()
+    prediction()
+    assert not hashed
+
+
+def test_measured_once_for_all_tables(prediction: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured = []
+
+    def measure(*arguments: Any) -> Any:
+        measured.append(1)
+        return measure_nuclei(*arguments)
+
+    monkeypatch.setattr(module, "measure_nuclei", measure)
+    prediction(formats=("table", "parquet"))
+    assert len(measured) == 3
+
+
+def test_the_summary_is_in_the_order_of_the_inputs(prediction: Prediction) -> None:
+    """Also where a cluster has ended another image first, and after commands on other images."""
+    prediction(formats=("table",))
+    lines = AppendLog(prediction.out / "predict.jsonl")
+    # Each image has two lines.
+    lines.rewrite([*lines.lines()[-2:], *lines.lines()[:-2]])
+    first = prediction.inputs.rename(prediction.inputs.with_name("first"))
+    prediction.inputs.mkdir()
+    Image.fromarray(spots(4)).save(prediction.inputs / "another.png")
+    prediction(formats=("table",))
+    assert [row["nuclei"] for row in summary(prediction.out)] == ["3", "1", "2", "4"]
+    prediction.inputs = first
+    for _ in range(2):
+        assert len(prediction(formats=("table",)).kept) == 3
+        assert [row["nuclei"] for row in summary(prediction.out)] == ["1", "2", "3", "4"]
 
 
 def test_a_moved_image_is_known_by_its_content(prediction: Prediction, tmp_path: Path) -> None:
@@ -281,7 +372,8 @@ def test_a_torn_line_of_the_notes_is_not_a_line(prediction: Prediction) -> None:
 def test_damaged_notes_are_named(prediction: Prediction) -> None:
     prediction()
     mistyped = '{"name": "a", "path": 3, "sha256": "", "made_by": {}, "formats": [], "row": null}'
-    for garbage in ('{"name": 1}', "[]", "3", "not JSON", mistyped):
+    unhashed = '{"file": "a", "sha256": "", "stamp": [1, "2", 3]}'
+    for garbage in (unhashed, '{"name": 1}', "[]", "3", "not JSON", mistyped):
         AppendLog(prediction.out / "predict.jsonl").rewrite([garbage])
         with pytest.raises(NucloraError, match=r"predict\.jsonl: damaged"):
             OutputFolder(prediction.out)

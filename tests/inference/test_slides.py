@@ -18,12 +18,13 @@ from skimage.measure import regionprops
 from nuclora.data.images import read_image
 from nuclora.errors import NucloraError
 from nuclora.inference import slides as module
-from nuclora.inference.canvas import Region
+from nuclora.inference.canvas import Region, SlideOptions, open_canvas
+from nuclora.inference.engine import LocalEngine, NamedProgress
 from nuclora.inference.image_files import find_images
 from nuclora.inference.images import Outcome, predict_images
+from nuclora.inference.jobs import How
 from nuclora.inference.outputs import FORMATS, open_outputs
 from nuclora.inference.parts import Parts
-from nuclora.inference.slides import SlideOptions, open_canvas
 from nuclora.io import zarr as of_zarr
 from nuclora.io.labels import read_labels
 from nuclora.io.zarr import Grid, write_zarr
@@ -55,22 +56,19 @@ def slide(image: np.ndarray, tmp_path: Path) -> Path:
     return write_slide(tmp_path / "slide.tif", image, 4.0)
 
 
-def predict(slide: Path, out: Path, options: SlideOptions | None = None, **more: Any) -> Outcome:
+def predict(
+    slide: Path,
+    out: Path,
+    slides: SlideOptions | None = None,
+    block_progress: NamedProgress | None = None,
+    load: Callable[[], Any] = SpotPredictor,
+    made_by: dict[str, Any] = MADE_BY,
+    formats: tuple[str, ...] = tuple(FORMATS),
+    overwrite: bool = False,
+) -> Outcome:
+    how = How(made_by, load, formats, SETTINGS, slides=slides or SlideOptions(), overwrite=overwrite)
     with open_outputs(out) as folder:
-        return predict_images(
-            find_images([slide]),
-            folder,
-            **(
-                {
-                    "made_by": MADE_BY,
-                    "load": SpotPredictor,
-                    "formats": tuple(FORMATS),
-                    "settings": SETTINGS,
-                    "slides": options or SlideOptions(),
-                }
-                | more
-            ),
-        )
+        return predict_images(find_images([slide]), folder, how, engine=LocalEngine(), block_progress=block_progress)
 
 
 def outputs(out: Path) -> dict[str, bytes]:
@@ -181,9 +179,9 @@ def test_parts_of_another_make_are_refused_and_dropped_when_told(slide: Path, tm
         predict(slide, out, block_progress=stop_after(2))
     for other, told in (
         ({"made_by": MADE_BY | {"adapter": {"sha": "b"}}}, "other adapter"),
-        ({"options": SlideOptions(region=Region(0, 0, 200, 100))}, "other region"),
-        ({"options": SlideOptions(microns_per_pixel=3.9)}, "other microns_per_pixel"),
-        ({"options": SlideOptions(everywhere=True)}, "other tissue_mask"),
+        ({"slides": SlideOptions(region=Region(0, 0, 200, 100))}, "other region"),
+        ({"slides": SlideOptions(microns_per_pixel=3.9)}, "other microns_per_pixel"),
+        ({"slides": SlideOptions(everywhere=True)}, "other tissue_mask"),
     ):
         with pytest.raises(NucloraError, match=rf"slide\.parts: there is unfinished .*: {told}; name another"):
             predict(slide, out, **other)

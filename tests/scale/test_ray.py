@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -17,9 +18,14 @@ from PIL import Image
 
 from nuclora.cli import progress, runs
 from nuclora.errors import NucloraError
+from nuclora.files import AppendLog
+from nuclora.inference import hashes
+from nuclora.inference.engine import Engine, LocalEngine
 from nuclora.inference.image_files import find_images
-from nuclora.inference.images import Engine, Outcome, predict_images
+from nuclora.inference.images import Outcome, predict_images
+from nuclora.inference.jobs import How
 from nuclora.inference.outputs import FORMATS, open_outputs
+from nuclora.inference.provenance import hash_file
 from nuclora.recipe import Recipe
 from nuclora.run import Run
 from nuclora.scale import cluster as of_cluster
@@ -83,19 +89,17 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def predict(inputs: Path, out: Path, engine: Engine | None = None, **more: Any) -> Outcome:
-    given: dict[str, Any] = {
-        "made_by": {"adapter": "spots"}, "load": SpotPredictor, "formats": tuple(FORMATS), "settings": SETTINGS,
-    }  # fmt: skip
+def predict(inputs: Path, out: Path, engine: Engine, **progress: Any) -> Outcome:
+    how = How({"adapter": "spots"}, SpotPredictor, tuple(FORMATS), SETTINGS)
     with open_outputs(out) as folder:
-        return predict_images(find_images([inputs]), folder, engine=engine, **(given | more))
+        return predict_images(find_images([inputs]), folder, how, engine=engine, **progress)
 
 
 @pytest.fixture(scope="module")
 def predicted(inputs: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Outcome]:
     """By one process."""
     out = tmp_path_factory.mktemp("local") / "out"
-    return out, predict(inputs, out)
+    return out, predict(inputs, out, LocalEngine())
 
 
 def untimed(outcome: Outcome) -> list[tuple[Any, ...]]:
@@ -137,9 +141,28 @@ def test_predictions_stopped_and_killed_end_as_in_one_process(
     assert untimed(outcome) == untimed(expected)
     assert outcome.rows[2].nuclei > 100
     assert files(tmp_path / "out") == files(out)
+    for folder in (tmp_path / "out", out):
+        with (folder / "summary.csv").open(encoding="utf-8", newline="") as file:
+            assert [row["image"] for row in csv.DictReader(file)] == [row.image for row in expected.rows]
     assert [str(error) for error in outcome.failures] == [str(error) for error in expected.failures]
     assert len(outcome.failures) == 1
     assert [done for done, _ in told] == list(range(told[0][1] + 1))
+
+
+def test_workers_hash_no_file_that_has_not_changed(
+    cluster: Cluster, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hashes, "_GRAIN_NS", -(10**18))
+    image, out = inputs / "image 1.png", tmp_path / "out"
+    predict(image, out, LocalEngine())
+    # Remembered is another hash than the file has.
+    notes = AppendLog(out / "predict.jsonl")
+    notes.rewrite([line.replace(hash_file(image), "0" * 64) for line in notes.lines()])
+    for kept in ({str(image)}, set()):
+        engine = RayEngine(cluster)
+        assert predict(image, out, engine).kept == kept
+        engine.close()
+        os.utime(image)
 
 
 class Frail:

@@ -41,11 +41,12 @@ from nuclora.cli.runs import cross_validate_and_print
 from nuclora.data import open_tiles
 from nuclora.data.folds import make_folds
 from nuclora.recipe import Recipe
+from nuclora.training.crossval import CrossValidation
 
 tiles = open_tiles(Path(data))
 recipe = Recipe.model_validate_json(recipe)
 run = cross_validate_and_print(
-    tiles, recipe, Path(out), fold_table=make_folds(tiles, 2, recipe.seed), folds=[1], weights=Path(weights)
+    CrossValidation(tiles, recipe, Path(out), make_folds(tiles, 2, recipe.seed), folds=[1], weights=Path(weights))
 )
 assert (run is not None) == main
 """

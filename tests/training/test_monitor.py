@@ -60,14 +60,16 @@ def test_tensorboard_gets_every_number_a_run_a_fold(tmp_path):
 def test_a_run_with_tensorboard(tiny_data, tiny_recipe, tiny_sam_folder, tmp_path):
     from nuclora.cli.runs import cross_validate_and_print
     from nuclora.data import open_tiles
+    from nuclora.data.folds import make_folds
+    from nuclora.training.crossval import CrossValidation
 
     recipe = tiny_recipe.model_copy(
         update={"evaluate": tiny_recipe.evaluate.model_copy(update={"protocols": ("oracle-box",)})}
     )
-    run = cross_validate_and_print(
-        open_tiles(tiny_data), recipe, tmp_path / "run", folds=[2], weights=tiny_sam_folder, zero_shot=False,
-        tensorboard=True,
-    )  # fmt: skip
+    tiles = open_tiles(tiny_data)
+    table = make_folds(tiles, 5, recipe.seed)
+    work = CrossValidation(tiles, recipe, tmp_path / "run", table, [2], tiny_sam_folder, zero_shot=False)
+    run = cross_validate_and_print(work, tensorboard=True)
     records = run.training_records(2)
     scalars = _scalars(run.folder / "tensorboard" / "fold-2")
     for kind, name in (("step", "loss"), ("epoch", "loss"), ("validation", "pq")):

@@ -50,19 +50,14 @@ def cv(
     from nuclora.data import open_tiles
     from nuclora.data.folds import FoldTable, make_folds
     from nuclora.recipe import load_recipe
+    from nuclora.training.crossval import CrossValidation
 
     cpus = ray_cpus(engine, worker_cpus)
     loaded = load_recipe(recipe, overrides(base, set_fields))
     tiles = open_tiles(data, data_format)
     table = FoldTable.read(fold_table) if fold_table else make_folds(tiles, k, loaded.seed, by)
     cross_validate_and_print(
-        tiles,
-        loaded,
-        out,
-        fold_table=table,
-        folds=parse_folds(folds),
-        weights=weights,
-        zero_shot=zero_shot,
+        CrossValidation(tiles, loaded, out, table, parse_folds(folds), weights, zero_shot),
         tensorboard=tensorboard,
         as_json=json_,
         ray_worker_cpus=cpus,

@@ -32,6 +32,7 @@ def demo(
     from nuclora.data.synthetic import write_dataset
     from nuclora.recipe import load_recipe
     from nuclora.report.html import write_report
+    from nuclora.training.crossval import CrossValidation
 
     console = Console()
     started = time.monotonic()
@@ -45,7 +46,7 @@ def demo(
     console.print(
         f"[bold]3[/] {recipe.base} as it came, then fine-tuned in 3 folds of {len(tiles)} tiles", highlight=False
     )
-    run = cross_validate_and_print(tiles, recipe, out / "run", fold_table=make_folds(tiles, 3, recipe.seed))
+    run = cross_validate_and_print(CrossValidation(tiles, recipe, out / "run", make_folds(tiles, 3, recipe.seed)))
     if run is None:
         return
     page = write_report(run)

@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
 
 from nuclora.cli.progress import LineMonitor, ProgressMonitor, say
-from nuclora.data.folds import ALL_TILES, FoldTable
-from nuclora.data.tiles import TileSet
+from nuclora.data.folds import ALL_TILES
 from nuclora.errors import NucloraError
-from nuclora.recipe import Recipe
 from nuclora.report.summary import print_table, write_summary
 from nuclora.run import Run
-from nuclora.training.crossval import cross_validate
+from nuclora.training.crossval import CrossValidation
 from nuclora.training.monitor import Monitor, Monitors, TensorBoardMonitor
 
 
@@ -31,71 +28,42 @@ def parse_folds(text: str | None) -> list[int] | None:
 
 
 def cross_validate_and_print(
-    tiles: TileSet,
-    recipe: Recipe,
-    out: Path,
-    *,
-    fold_table: FoldTable | None = None,
-    folds: Sequence[int] | None = None,
-    weights: Path | None = None,
-    zero_shot: bool = True,
-    evaluate: bool = True,
-    tensorboard: bool = False,
-    as_json: bool = False,
-    ray_worker_cpus: int | None = None,
+    work: CrossValidation, *, tensorboard: bool = False, as_json: bool = False, ray_worker_cpus: int | None = None
 ) -> Run | None:
     """Run folds, then write and print the summary.
 
-    With `ray_worker_cpus` they run on a Ray cluster, each by a worker of so many cores, and are evaluated in any case.
+    Args:
+        work: What is to be done.
+        tensorboard: Write scalars for TensorBoard too.
+        as_json: Print JSON.
+        ray_worker_cpus: Work on a Ray cluster, each worker with so many cores; by default in this process.
 
     Returns:
         The run; none in the helper processes of a distributed run, which print nothing.
     """
     # Set by `accelerate launch` and torchrun.
     main = os.environ.get("RANK", "0") == "0"
-    monitors: list[Monitor] = [_tensorboard(out)] if tensorboard and main else []
+    monitors: list[Monitor] = [_tensorboard(work.out)] if tensorboard and main else []
     if main:
         # Last: from here on the bar is on the terminal, and only what is tried below takes it off again.
         monitors.append(ProgressMonitor() if ray_worker_cpus is None else LineMonitor())
     monitor = Monitors(monitors)
     try:
         if ray_worker_cpus is None:
-            run = cross_validate(
-                tiles,
-                recipe,
-                out,
-                fold_table=fold_table,
-                folds=folds,
-                weights=weights,
-                zero_shot=zero_shot,
-                evaluate=evaluate,
-                monitor=monitor,
-            )
+            run = work.run(monitor)
         else:
             from nuclora.scale.cluster import connect
             from nuclora.scale.training import cross_validate_on
 
-            assert fold_table is not None
             with connect(ray_worker_cpus) as cluster:
-                run = cross_validate_on(
-                    cluster,
-                    tiles,
-                    recipe,
-                    out,
-                    fold_table=fold_table,
-                    folds=folds,
-                    weights=weights,
-                    zero_shot=zero_shot,
-                    monitor=monitor,
-                    say=say,
-                )
+                run = cross_validate_on(cluster, work, monitor, say)
     finally:
         monitor.close()
     if not main:
         return None
     console = Console()
-    if folds and (ALL_TILES in folds or not evaluate):
-        adapter = str(run.adapter_folder(folds[0]))
+    if work.folds and (ALL_TILES in work.folds or not work.evaluate):
+        adapter = str(run.adapter_folder(work.folds[0]))
         console.print_json(json.dumps({"adapter": adapter})) if as_json else console.print(
             f"adapter: {adapter}", soft_wrap=True, highlight=False, markup=False
         )

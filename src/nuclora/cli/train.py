@@ -36,19 +36,11 @@ def train(
     from nuclora.data import open_tiles
     from nuclora.data.folds import ALL_TILES, FoldTable, make_folds
     from nuclora.recipe import load_recipe
+    from nuclora.training.crossval import CrossValidation
 
     loaded = load_recipe(recipe, overrides(base, set_fields))
     tiles = open_tiles(data, data_format)
     table = FoldTable.read(fold_table) if fold_table else make_folds(tiles, min(k, len(tiles)), loaded.seed)
-    cross_validate_and_print(
-        tiles,
-        loaded,
-        out,
-        fold_table=table,
-        folds=[ALL_TILES if fold is None else fold],
-        weights=weights,
-        zero_shot=False,
-        evaluate=evaluate,
-        tensorboard=tensorboard,
-        as_json=json_,
-    )
+    folds = [ALL_TILES if fold is None else fold]
+    work = CrossValidation(tiles, loaded, out, table, folds, weights, zero_shot=False, evaluate=evaluate)
+    cross_validate_and_print(work, tensorboard=tensorboard, as_json=json_)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +15,7 @@ from numpy.typing import NDArray
 from nuclora.errors import NucloraError
 from nuclora.inference.tissue import MICRONS_PER_PIXEL, tissue_mask
 from nuclora.io.pyramid import Slide
+from nuclora.io.slides import open_slide
 
 
 class Region(NamedTuple):
@@ -22,6 +25,23 @@ class Region(NamedTuple):
     top: int
     width: int
     height: int
+
+
+@dataclass(frozen=True)
+class SlideOptions:
+    """How slides are taken.
+
+    Attributes:
+        microns_per_pixel: Of level 0; by default the file is asked.
+        adapters_microns: Microns per pixel that the adapter was trained at, where known.
+        region: A rectangle in pixels of level 0; by default all.
+        everywhere: Look for nuclei on glass too.
+    """
+
+    microns_per_pixel: float | None = None
+    adapters_microns: float | None = None
+    region: Region | None = None
+    everywhere: bool = False
 
 
 @dataclass(frozen=True)
@@ -79,6 +99,21 @@ class Tissue(NamedTuple):
             for part, length in zip((rows, columns), self.mask.shape, strict=True)
         )
         return bool(self.mask[inside].any())
+
+
+@contextlib.contextmanager
+def open_canvas(path: Path, options: SlideOptions) -> Iterator[Canvas]:
+    """Open what of a slide is to be predicted.
+
+    Args:
+        path: The slide.
+        options: How it is taken.
+
+    Raises:
+        NucloraError: As :func:`nuclora.io.slides.open_slide` and :func:`make_canvas`.
+    """
+    with open_slide(path, options.microns_per_pixel) as slide:
+        yield make_canvas(slide, options.region, options.adapters_microns)
 
 
 def make_canvas(slide: Slide, region: Region | None, adapters_microns: float | None) -> Canvas:

@@ -1,17 +1,42 @@
-"""What is to be predicted: images and slides, and what the outputs of each are made from."""
+"""What is to be predicted, what the outputs of each image are made from, and how."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from nuclora.data.images import MAX_PIXELS
 from nuclora.errors import NucloraError
+from nuclora.inference.canvas import SlideOptions, open_canvas
 from nuclora.inference.image_files import ImageFile
-from nuclora.inference.provenance import hash_file
-from nuclora.inference.slides import SlideOptions, describe
+from nuclora.inference.predictor import Predictor
 from nuclora.io.slides import is_slide
+from nuclora.recipe import EvaluateSettings
+
+
+@dataclass(frozen=True)
+class How:
+    """How all images of a prediction are predicted; goes to the workers of a cluster.
+
+    Attributes:
+        made_by: What tells this adapter and these settings from others; JSON values only.
+        load: Loads the model; called only where there is something to do.
+        formats: Which of :data:`nuclora.inference.outputs.FORMATS` to write.
+        settings: How to segment.
+        microns_per_pixel: Of images, where known.
+        slides: How slides are taken.
+        overwrite: Make all outputs anew, and replace what they were made from before.
+    """
+
+    made_by: dict[str, Any]
+    load: Callable[[], Predictor]
+    formats: tuple[str, ...]
+    settings: EvaluateSettings
+    microns_per_pixel: float | None = None
+    slides: SlideOptions = field(default_factory=SlideOptions)
+    overwrite: bool = False
 
 
 @dataclass(frozen=True)
@@ -31,28 +56,21 @@ class Job:
     is_slide: bool
 
 
-def find_jobs(
-    images: Sequence[ImageFile], made_by: dict[str, Any], options: SlideOptions, failures: list[NucloraError]
-) -> Iterator[Job]:
-    """What is to be done for each image.
+def make_job(image: ImageFile, sha256: str, how: How) -> Job:
+    """What is to be done for an image.
 
     Args:
-        images: The images.
-        made_by: What tells the adapter and the settings from others.
-        options: How slides are taken.
-        failures: Why slides cannot be opened is added here.
+        image: The image.
+        sha256: Hash of its file.
+        how: How it is predicted.
+
+    Raises:
+        NucloraError: It is a slide that cannot be opened.
     """
-    for image in images:
-        sha256 = hash_file(image.path)
-        if not is_slide(image.path, MAX_PIXELS):
-            yield Job(image, sha256, made_by, is_slide=False)
-            continue
-        try:
-            identity, taken = describe(image.path, options)
-        except NucloraError as error:
-            failures.append(error)
-        else:
-            yield Job(image, sha256 + identity, made_by | taken, is_slide=True)
+    if not is_slide(image.path, MAX_PIXELS):
+        return Job(image, sha256, how.made_by, is_slide=False)
+    identity, taken = _describe(image.path, how.slides)
+    return Job(image, sha256 + identity, how.made_by | taken, is_slide=True)
 
 
 def require_slides(images: Sequence[ImageFile]) -> None:
@@ -68,3 +86,27 @@ def require_slides(images: Sequence[ImageFile]) -> None:
                 path=image.path,
                 mend="name slides only, or leave them out",
             )
+
+
+def failure_of(job: Job, error: NucloraError) -> NucloraError:
+    """The error of a slide that cannot be read, which stops no other image.
+
+    Raises:
+        NucloraError: It is another one; with the image's path where it names none.
+    """
+    if error.path is None:
+        raise NucloraError(error.reason, path=job.image.path, mend=error.mend) from error
+    if job.is_slide and error.path == job.image.path:
+        return error
+    raise error
+
+
+def _describe(path: Path, options: SlideOptions) -> tuple[str, dict[str, Any]]:
+    """What identifies a slide whose pixels lie in more files than one; and what tells this way of taking it."""
+    with open_canvas(path, options) as canvas:
+        return canvas.slide.identity, {
+            "microns_per_pixel": canvas.microns_per_pixel,
+            "region": list(canvas.region),
+            "scale": canvas.scale,
+            "tissue_mask": not options.everywhere,
+        }

@@ -4,7 +4,8 @@ OUT/
   NAME.labels.tif, NAME.overlay.png, NAME.geojson, NAME.csv, NAME.coco.json, NAME.parquet, NAME.zarr    as asked for
   NAME.parts/      what is found of a slide while it is worked on, see :mod:`nuclora.inference.parts`
   summary.csv      a row an image
-  predict.jsonl    what each image's files were made from, a line when they are begun and one when they are there
+  predict.jsonl    what each image's files were made from, a line when they are begun and one when they are there; and
+                   the images' hashes, see :mod:`nuclora.inference.hashes`
   .lock            held while a process works on the folder
 """
 
@@ -19,6 +20,7 @@ from typing import Any, Final
 
 from nuclora.errors import NucloraError
 from nuclora.files import AppendLog, disk_errors, hold
+from nuclora.inference.hashes import KnownHashes
 from nuclora.inference.image_files import ImageFile
 from nuclora.io.tables import write_rows
 
@@ -120,10 +122,15 @@ class OutputFolder:
         self.root = root
         self._log = AppendLog(root / _LOG)
         self.records: dict[str, Record] = {}
-        """The last record of each image by name, in the order in which they were first made."""
+        """The last record of each image by name, in the order in which they were asked for."""
+        self.hashes = KnownHashes(lambda note: self._log.append(json.dumps(note)))
+        """The hashes of images that earlier commands have read."""
         try:
             for line in self._log.lines():
                 fields = json.loads(line)
+                if "stamp" in fields:
+                    self.hashes.restore(fields)
+                    continue
                 row = Row(**fields.pop("row")) if fields["row"] else None
                 record = Record(**(fields | {"row": row}))
                 if not all(isinstance(getattr(record, name), kind) for name, kind in _KINDS.items()):
@@ -192,6 +199,23 @@ class OutputFolder:
     def finish(self, name: str, formats: Sequence[str], row: Row) -> None:
         """Note that the outputs of an image are there."""
         self._add(replace(self.records[name], formats=list(formats), row=row))
+
+    def arrange(self, names: Sequence[str]) -> None:
+        """Put the records of some images into this order, in the places that they have among all.
+
+        Args:
+            names: Images in the order in which they were asked for; those without a record are passed over.
+
+        Raises:
+            NucloraError: The disk is full.
+        """
+        asked = [name for name in names if name in self.records]
+        places, in_turn = set(asked), iter(asked)
+        order = [next(in_turn) if name in places else name for name in self.records]
+        if order != list(self.records):
+            self.records = {name: self.records[name] for name in order}
+            kept = [*self.hashes.notes(), *map(asdict, self.records.values())]
+            self._log.rewrite([json.dumps(note) for note in kept])
 
     def write_summary(self) -> Path:
         """Write ``summary.csv``, a row for each image whose outputs are in the folder."""

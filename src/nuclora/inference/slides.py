@@ -9,7 +9,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import psutil
@@ -17,8 +16,9 @@ from numpy.typing import NDArray
 
 from nuclora.data.targets import MAPS, STRIDE
 from nuclora.inference.blocks import HALO, STEPS, Block, find_nuclei, plan_blocks
-from nuclora.inference.canvas import Canvas, Region, Tissue, find_tissue, make_canvas
+from nuclora.inference.canvas import Canvas, SlideOptions, Tissue, find_tissue, open_canvas
 from nuclora.inference.image_files import ImageFile
+from nuclora.inference.jobs import How, Job
 from nuclora.inference.outputs import OutputFolder, Row
 from nuclora.inference.parts import Parts
 from nuclora.inference.predictor import Maps, Predictor
@@ -32,102 +32,32 @@ from nuclora.inference.slide_outputs import (
     write_table,
 )
 from nuclora.inference.windows import Known
-from nuclora.io.slides import open_slide
 from nuclora.recipe import EvaluateSettings
 
 BlockProgress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class SlideOptions:
-    """How slides are taken.
-
-    Attributes:
-        microns_per_pixel: Of level 0; by default the file is asked.
-        adapters_microns: Microns per pixel that the adapter was trained at, where known.
-        region: A rectangle in pixels of level 0; by default all.
-        everywhere: Look for nuclei on glass too.
-    """
-
-    microns_per_pixel: float | None = None
-    adapters_microns: float | None = None
-    region: Region | None = None
-    everywhere: bool = False
-
-
-@contextlib.contextmanager
-def open_canvas(path: Path, options: SlideOptions) -> Iterator[Canvas]:
-    """Open what of a slide is to be predicted.
-
-    Args:
-        path: The slide.
-        options: How it is taken.
-
-    Raises:
-        NucloraError: As :func:`nuclora.io.slides.open_slide` and :func:`nuclora.inference.canvas.make_canvas`.
-    """
-    with open_slide(path, options.microns_per_pixel) as slide:
-        yield make_canvas(slide, options.region, options.adapters_microns)
-
-
-def describe(path: Path, options: SlideOptions) -> tuple[str, dict[str, Any]]:
-    """What the outputs of a slide are made from, besides its file.
-
-    Args:
-        path: The slide.
-        options: How it is taken.
-
-    Returns:
-        What identifies it where its pixels lie in more files; and what tells this way of taking it from others.
-
-    Raises:
-        NucloraError: As :func:`open_canvas`.
-    """
-    with open_canvas(path, options) as canvas:
-        return canvas.slide.identity, {
-            "microns_per_pixel": canvas.microns_per_pixel,
-            "region": list(canvas.region),
-            "scale": canvas.scale,
-            "tissue_mask": not options.everywhere,
-        }
-
-
 def predict_slide(
-    image: ImageFile,
-    folder: OutputFolder,
-    *,
-    sha256: str,
-    made_by: dict[str, Any],
-    predictor: Predictor,
-    formats: Sequence[str],
-    settings: EvaluateSettings,
-    options: SlideOptions,
-    overwrite: bool = False,
-    progress: BlockProgress | None = None,
+    job: Job, folder: OutputFolder, how: How, predictor: Predictor, progress: BlockProgress | None = None
 ) -> None:
     """Find the nuclei of a slide, going on from the blocks that are done, and write them down.
 
     Args:
-        image: The slide.
+        job: The slide.
         folder: Where the outputs go; held.
-        sha256: The slide's hash.
-        made_by: What tells this adapter, these settings and this way of taking the slide from others.
+        how: How it is predicted.
         predictor: The model.
-        formats: Which of :data:`nuclora.inference.outputs.FORMATS` to write.
-        settings: How to segment.
-        options: How the slide is taken.
-        overwrite: Drop blocks that were made differently.
         progress: As in :func:`predict_blocks`.
 
     Raises:
         NucloraError: The slide is damaged, or the disk is full; what is done stays.
     """
-    root = folder.parts(image.name)
-    with open_work(image, root, sha256, made_by, predictor.lattice, options, overwrite=overwrite) as work:
-        predict_blocks(work.canvas, work.blocks, work.tissue, predictor, settings, work.parts, progress)
-        wanted = folder.begin(image, sha256, made_by, formats)
-        row = work.write({output: folder.path(image.name, output) for output in wanted})
-    folder.finish(image.name, wanted, row)
+    name = job.image.name
+    with open_work(job, folder.parts(name), how.slides, predictor.lattice, overwrite=how.overwrite) as work:
+        predict_blocks(work.canvas, work.blocks, work.tissue, predictor, how.settings, work.parts, progress)
+        wanted = folder.begin(job.image, job.sha256, job.made_by, how.formats)
+        row = work.write({output: folder.path(name, output) for output in wanted})
+    folder.finish(name, wanted, row)
     work.parts.remove()
 
 
@@ -173,33 +103,24 @@ class SlideWork:
 
 @contextlib.contextmanager
 def open_work(
-    image: ImageFile,
-    root: Path,
-    sha256: str,
-    made_by: Mapping[str, Any],
-    lattice: tuple[int, int],
-    options: SlideOptions,
-    *,
-    overwrite: bool = False,
+    job: Job, root: Path, options: SlideOptions, lattice: tuple[int, int], *, overwrite: bool = False
 ) -> Iterator[SlideWork]:
     """Open a slide, and what is found of it so far.
 
     Args:
-        image: The slide.
+        job: The slide.
         root: Folder of its parts.
-        sha256: As in :func:`predict_slide`.
-        made_by: As there.
+        options: How it is taken.
         lattice: The model's, see :attr:`nuclora.inference.predictor.Predictor.lattice`.
-        options: As there.
-        overwrite: As there.
+        overwrite: Drop blocks that were made differently.
 
     Raises:
         NucloraError: The slide is damaged, or there are parts of something else.
     """
-    parts = Parts(root, {"slide": sha256, **made_by, "blocks": [*STEPS, HALO, *lattice]}, overwrite=overwrite)
-    with open_canvas(image.path, options) as canvas:
+    parts = Parts(root, {"slide": job.sha256, **job.made_by, "blocks": [*STEPS, HALO, *lattice]}, overwrite=overwrite)
+    with open_canvas(job.image.path, options) as canvas:
         tissue = find_tissue(canvas, options.everywhere)
-        yield SlideWork(image, canvas, tissue, list(plan_blocks(canvas.shape, lattice)), parts)
+        yield SlideWork(job.image, canvas, tissue, list(plan_blocks(canvas.shape, lattice)), parts)
 
 
 def predict_blocks(

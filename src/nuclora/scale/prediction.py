@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from nuclora.errors import NucloraError
+from nuclora.inference.engine import NamedProgress, Progress
+from nuclora.inference.hashes import Hashed, read_hash
 from nuclora.inference.image_files import ImageFile
-from nuclora.inference.images import How, ImageWorker, NamedProgress, Progress, failure_of
-from nuclora.inference.jobs import Job, find_jobs
+from nuclora.inference.image_worker import ImageWorker
+from nuclora.inference.jobs import How, Job, failure_of, make_job
 from nuclora.inference.outputs import OutputFolder, Row
 from nuclora.inference.parts import remove_parts
 from nuclora.inference.slides import SlideWork, has_tissue, open_work, peak_mb, predict_blocks
@@ -50,22 +52,27 @@ class RayEngine:
             self._pool.close()
 
     def find_jobs(
-        self, images: Sequence[ImageFile], made_by: dict[str, Any], how: How, failures: list[NucloraError]
+        self, images: Sequence[ImageFile], folder: OutputFolder, how: How, failures: list[NucloraError]
     ) -> list[Job]:
-        """Hash images, and look into slides, each on some actor."""
-        self._pool = self._start(how)
-        found: dict[str, tuple[list[Job], list[NucloraError]]] = {}
+        """As :meth:`nuclora.inference.engine.Engine.find_jobs`; each image by some actor."""
+        self._pool = self._start(folder, how)
+        found: dict[str, Job | NucloraError] = {}
 
         def steps(image: ImageFile, worker: Any) -> Steps:
-            found[image.name] = yield worker.find_jobs.remote(image, made_by)
+            sha256 = None if how.overwrite else folder.hashes.recall(image.path)
+            if sha256 is None:
+                hashed: Hashed = yield worker.read_hash.remote(image)
+                folder.hashes.add(image.path, hashed)
+                sha256 = hashed.sha256
+            try:
+                found[image.name] = yield worker.make_job.remote(image, sha256)
+            except NucloraError as error:
+                found[image.name] = error
 
         self._pool.run(deque(Task(image.name, "", functools.partial(steps, image)) for image in images))
-        jobs = []
-        for image in images:
-            of_image, why_not = found[image.name]
-            jobs += of_image
-            failures += why_not
-        return jobs
+        in_order = [found[image.name] for image in images]
+        failures += [why_not for why_not in in_order if isinstance(why_not, NucloraError)]
+        return [job for job in in_order if isinstance(job, Job)]
 
     def predict(
         self,
@@ -75,7 +82,7 @@ class RayEngine:
         progress: Progress | None,
         block_progress: NamedProgress | None,
     ) -> dict[str, NucloraError]:
-        """As :meth:`nuclora.inference.images.Engine.predict`; several images and blocks at once."""
+        """As :meth:`nuclora.inference.engine.Engine.predict`; several images and blocks at once."""
         assert self._pool is not None
         tasks: deque[Task] = deque()
         failed: dict[str, NucloraError] = {}
@@ -102,11 +109,11 @@ class RayEngine:
         self._pool.run(tasks)
         return failed
 
-    def _start(self, how: How) -> Pool:
+    def _start(self, folder: OutputFolder, how: How) -> Pool:
         import ray
 
         # Of the folder of outputs its lock is there as long as somebody works on it.
-        place = Place(how.root / ".lock")
+        place = Place(folder.root / ".lock")
         actor = ray.remote(max_restarts=0, **self._cluster.needs)(Worker)
         return Pool(self._cluster, lambda: actor.remote(place, how), self._check)
 
@@ -234,10 +241,13 @@ class Worker:
         """Load the model, if it is not there."""
         self._images.predictor()
 
-    def find_jobs(self, image: ImageFile, made_by: dict[str, Any]) -> tuple[list[Job], list[NucloraError]]:
-        """What is to be done for an image; or why it cannot be opened."""
-        failures: list[NucloraError] = []
-        return list(find_jobs([image], made_by, self._how.slides, failures)), failures
+    def read_hash(self, image: ImageFile) -> Hashed:
+        """Hash an image."""
+        return read_hash(image.path)
+
+    def make_job(self, image: ImageFile, sha256: str) -> Job:
+        """What is to be done for an image."""
+        return make_job(image, sha256, self._how)
 
     def find_nuclei(self, job: Job) -> NucloraError | None:
         """Find the nuclei of an image; why it could not be read, if so."""
@@ -275,10 +285,7 @@ class Worker:
             self._slide = None
             self._open.close()
             lattice = self._images.predictor().lattice
-            options = self._how.slides
-            work = self._open.enter_context(
-                open_work(job.image, root, job.sha256, job.made_by, lattice, options, overwrite=overwrite)
-            )
+            work = self._open.enter_context(open_work(job, root, self._how.slides, lattice, overwrite=overwrite))
             self._slide = job, work
         return self._slide[1]
 

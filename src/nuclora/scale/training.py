@@ -4,22 +4,17 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from nuclora.data.folds import FoldTable
-from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
-from nuclora.models.checkpoints import load_base
-from nuclora.recipe import Recipe
 from nuclora.run import Run
 from nuclora.scale.cluster import POLL, TRIES, Cluster, Place, WorkerLost
 from nuclora.scale.pool import given_up
 from nuclora.training.ablation import Ablation
 from nuclora.training.changes import AblationRow
-from nuclora.training.crossval import choose_folds, start_run
+from nuclora.training.crossval import CrossValidation
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
 from nuclora.training.trainer import check_recipe
@@ -30,30 +25,17 @@ _PATIENCE: Final = 120.0
 
 def cross_validate_on(
     cluster: Cluster,
-    tiles: TileSet,
-    recipe: Recipe,
-    out: Path,
-    *,
-    fold_table: FoldTable,
-    folds: Sequence[int] | None = None,
-    weights: Path | None = None,
-    zero_shot: bool = True,
+    work: CrossValidation,
     monitor: Monitor | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> Run:
-    """Do what :func:`nuclora.training.crossval.cross_validate` does, a task a fold and one for the base as it came.
+    """Do what :meth:`nuclora.training.crossval.CrossValidation.run` does, a task a fold and one for the base.
 
     A fold that fails does not keep the others from their end.
 
     Args:
         cluster: The cluster; its machines share the run folder.
-        tiles: As there.
-        recipe: As there.
-        out: As there.
-        fold_table: As there.
-        folds: As there.
-        weights: As there; by default each machine looks for its own.
-        zero_shot: As there.
+        work: What is to be done.
         monitor: Hears of the records of training.
         say: Is told, a line at a time, which task has ended and how.
 
@@ -64,20 +46,16 @@ def cross_validate_on(
         NucloraError: As there, or a task cost several workers their life.
         Stopped: A stop was asked for; everything is saved.
     """
-    chosen = choose_folds(tiles, fold_table, folds)
-    base = load_base(recipe.base, weights)
-    check_recipe(recipe, fold_table, chosen, base, 1)
+    chosen = work.choose_folds()
+    base = work.load_base()
+    check_recipe(work.recipe, work.fold_table, chosen, base, 1)
     # Before the tasks, which would all create it at once.
-    run = start_run(out, recipe, fold_table, base, tiles)
+    run = work.start(base)
     follower = _Follower(run, chosen, monitor or Monitor())
-    options = {"fold_table": fold_table, "weights": weights, "patience": _PATIENCE}
-    tasks = [
-        _Task(f"fold {fold}", "", (tiles, recipe, out), {**options, "folds": [fold], "zero_shot": False})
-        for fold in chosen
-    ]
-    if zero_shot:
+    tasks = [_Task(f"fold {fold}", "", replace(work, folds=[fold], zero_shot=False)) for fold in chosen]
+    if work.zero_shot:
         # Last: it takes less time than a fold.
-        tasks.append(_Task("zero-shot", "", (tiles, recipe, out), {**options, "folds": chosen, "train": False}))
+        tasks.append(_Task("zero-shot", "", replace(work, train=False)))
     failed = _work_off(cluster, tasks, follower.look, lambda task: None, say)
     for error in failed.values():
         raise error
@@ -112,23 +90,15 @@ def run_ablation_on(
     failed: dict[str, NucloraError] = {}
     rows = {row.name: row for row in ablation.rows if row.name in ablation.pending}
     for row in rows.values():
-        out = ablation.run_folder(row)
+        work = ablation.work_of(row)
         try:
-            base = load_base(row.recipe.base, ablation.weights)
-            run = start_run(out, row.recipe, ablation.fold_table, base, ablation.tiles)
+            run = work.start(work.load_base())
         except NucloraError as error:
             failed[row.name] = error
             continue
         followers.append(_Follower(run, ablation.folds, before(row) or Monitor()))
-        options = {"fold_table": ablation.fold_table, "weights": ablation.weights, "patience": _PATIENCE}
         tasks += [
-            _Task(
-                f"row {row.name}, fold {fold}",
-                row.name,
-                (ablation.tiles, row.recipe, out),
-                {**options, "folds": [fold], "zero_shot": False},
-            )
-            for fold in ablation.folds
+            _Task(f"row {row.name}, fold {fold}", row.name, replace(work, folds=[fold])) for fold in ablation.folds
         ]
 
     def look() -> None:
@@ -141,27 +111,22 @@ def run_ablation_on(
 
 @dataclass(frozen=True, eq=False)
 class _Task:
-    """A call of `cross_validate`.
+    """A part of a cross-validation.
 
     Attributes:
         title: What it is, to be told.
         row: Row of an ablation.
-        given: Tiles, recipe and run folder.
-        options: The other arguments.
+        work: What is to be done.
     """
 
     title: str
     row: str
-    given: tuple[TileSet, Recipe, Path]
-    options: Mapping[str, Any]
+    work: CrossValidation
 
 
-def _cross_validate(place: Place, task: _Task) -> None:
+def _cross_validate(place: Place, work: CrossValidation) -> None:
     place.take()
-    # Only now, where the hubs behind it have been told to keep quiet.
-    from nuclora.training.crossval import cross_validate
-
-    cross_validate(*task.given, **task.options)
+    work.run(patience=_PATIENCE)
 
 
 def _work_off(
@@ -180,7 +145,7 @@ def _work_off(
     deaths: Counter[_Task] = Counter()
 
     def submit(task: _Task) -> Any:
-        return function.remote(Place(task.given[2] / "run.json"), task)
+        return function.remote(Place(task.work.out / "run.json"), task.work)
 
     def settle(task: _Task, reference: Any) -> None:
         try:

@@ -22,7 +22,7 @@ from nuclora.models.checkpoints import load_base
 from nuclora.recipe import Recipe
 from nuclora.run import Run
 from nuclora.training.changes import REFERENCE, AblationRow, ChangeList, resolve_rows, told_of_row
-from nuclora.training.crossval import cross_validate
+from nuclora.training.crossval import CrossValidation
 from nuclora.training.monitor import Monitor
 from nuclora.training.trainer import check_recipe
 
@@ -57,6 +57,11 @@ class Ablation:
     def run_folder(self, row: AblationRow) -> Path:
         """Where the row's run is."""
         return self.folder / row.name
+
+    def work_of(self, row: AblationRow) -> CrossValidation:
+        """What the row is to be trained and tested by."""
+        out = self.run_folder(row)
+        return CrossValidation(self.tiles, row.recipe, out, self.fold_table, self.folds, self.weights, zero_shot=False)
 
     def run_of(self, row: AblationRow) -> Run | None:
         """The row's run; none where it has not begun."""
@@ -137,16 +142,7 @@ def plan_ablation(
     return replace(draft, pending=tuple(row.name for row in pending))
 
 
-def run_row(
-    tiles: TileSet,
-    recipe: Recipe,
-    out: Path,
-    *,
-    fold_table: FoldTable,
-    folds: Sequence[int],
-    weights: Path | None = None,
-    monitor: Monitor | None = None,
-) -> Run:
+def run_row(work: CrossValidation, monitor: Monitor | None = None) -> Run:
     """Train and test one row, going on from what its run folder holds.
 
     Raises:
@@ -158,9 +154,7 @@ def run_row(
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    return cross_validate(
-        tiles, recipe, out, fold_table=fold_table, folds=folds, weights=weights, zero_shot=False, monitor=monitor
-    )
+    return work.run(monitor)
 
 
 def run_ablation(
@@ -188,15 +182,7 @@ def run_ablation(
             continue
         monitor = before(row) or Monitor()
         try:
-            run_row(
-                ablation.tiles,
-                row.recipe,
-                ablation.run_folder(row),
-                fold_table=ablation.fold_table,
-                folds=ablation.folds,
-                weights=ablation.weights,
-                monitor=monitor,
-            )
+            run_row(ablation.work_of(row), monitor)
         except NucloraError as error:
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 # The other processes are in the middle of the row, and would wait for this one for ever.

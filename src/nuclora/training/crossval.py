@@ -6,6 +6,7 @@ import contextlib
 import datetime
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -66,68 +67,117 @@ def cross_validate(
     tiles = data if isinstance(data, TileSet) else open_tiles(Path(data))
     recipe = recipe if isinstance(recipe, Recipe) else load_recipe(recipe)
     table = fold_table or make_folds(tiles, 5, recipe.seed)
-    chosen = choose_folds(tiles, table, folds)
-    accelerator = _accelerator(recipe)
-    base = load_base(recipe.base, Path(weights) if weights else None)
-    check_recipe(recipe, table, chosen, base, accelerator.num_processes)
-    monitor = monitor or Monitor()
-    if accelerator.is_main_process:
-        run = start_run(out, recipe, table, base, tiles)
-    # The other processes read what that one has written.
-    accelerator.wait_for_everyone()
-    if not accelerator.is_main_process:
-        run = Run(Path(out))
-    work = _Work(run, tiles, base.path, accelerator, monitor)
-
-    def locked(fold: int | None) -> contextlib.AbstractContextManager[None]:
-        return run.locked(fold, patience) if accelerator.is_main_process else contextlib.nullcontext()
-
-    with Interrupt() as interrupt:
-        if accelerator.is_main_process:
-            run.begin_session()
-        if zero_shot and accelerator.is_main_process:
-            with locked(None):
-                work.evaluate_zero_shot(base, chosen, interrupt)
-        accelerator.wait_for_everyone()
-        for fold in chosen if train else ():
-            with locked(fold):
-                work.train(fold, interrupt)
-                if evaluate and accelerator.is_main_process:
-                    work.tune(fold, interrupt)
-                    if fold != ALL_TILES:
-                        work.evaluate_fold(fold, interrupt)
-                accelerator.wait_for_everyone()
-    monitor.close()
-    return run
-
-
-def choose_folds(tiles: TileSet, table: FoldTable, folds: Sequence[int] | None) -> tuple[int, ...]:
-    """The folds to work on: those asked for, or all of the table.
-
-    Raises:
-        NucloraError: The table is not one of these tiles, or has no such fold.
-    """
-    table.check_against(tiles)
-    chosen = tuple(folds or table.folds)
-    unknown = sorted(set(chosen) - {*table.folds, ALL_TILES})
-    if unknown:
-        raise NucloraError(f"no fold {unknown[0]}: the fold table has {', '.join(map(str, table.folds))}")
-    return chosen
-
-
-def start_run(out: str | Path, recipe: Recipe, table: FoldTable, base: LoadedBase, tiles: TileSet) -> Run:
-    """Create the run folder of a cross-validation, or check that the one that is there is made from the same things.
-
-    Raises:
-        NucloraError: `out` was made from something else.
-    """
-    return Run.start(
-        Path(out),
-        recipe=recipe,
-        folds=table,
-        base={"name": base.name, "sha256": base.sha256, "path": str(base.path)},
-        data={"root": str(tiles.root.resolve()), "format": tiles.format},
+    file = Path(weights) if weights else None
+    return CrossValidation(tiles, recipe, Path(out), table, folds, file, zero_shot, train, evaluate).run(
+        monitor, patience
     )
+
+
+@dataclass(frozen=True)
+class CrossValidation:
+    """What is to be trained and evaluated, and where; goes to the workers of a cluster.
+
+    Attributes:
+        tiles: Labelled tiles.
+        recipe: The recipe.
+        out: The run folder.
+        fold_table: Which tile is in which fold.
+        folds: Folds to work on; all by default.
+        weights: As in :func:`cross_validate`; by default each machine looks for its own.
+        zero_shot: As there.
+        train: As there.
+        evaluate: As there.
+    """
+
+    tiles: TileSet
+    recipe: Recipe
+    out: Path
+    fold_table: FoldTable
+    folds: Sequence[int] | None = None
+    weights: Path | None = None
+    zero_shot: bool = True
+    train: bool = True
+    evaluate: bool = True
+
+    def choose_folds(self) -> tuple[int, ...]:
+        """The folds to work on: those asked for, or all of the table.
+
+        Raises:
+            NucloraError: The table is not one of these tiles, or has no such fold.
+        """
+        self.fold_table.check_against(self.tiles)
+        chosen = tuple(self.folds or self.fold_table.folds)
+        unknown = sorted(set(chosen) - {*self.fold_table.folds, ALL_TILES})
+        if unknown:
+            raise NucloraError(f"no fold {unknown[0]}: the fold table has {', '.join(map(str, self.fold_table.folds))}")
+        return chosen
+
+    def load_base(self) -> LoadedBase:
+        """The base network as it came.
+
+        Raises:
+            NucloraError: Its weights are not at hand, or not the right ones.
+        """
+        return load_base(self.recipe.base, self.weights)
+
+    def start(self, base: LoadedBase) -> Run:
+        """Create the run folder, or check that the one that is there is made from the same things.
+
+        Raises:
+            NucloraError: It was made from something else.
+        """
+        return Run.start(
+            self.out,
+            recipe=self.recipe,
+            folds=self.fold_table,
+            base={"name": base.name, "sha256": base.sha256, "path": str(base.path)},
+            data={"root": str(self.tiles.root.resolve()), "format": self.tiles.format},
+        )
+
+    def run(self, monitor: Monitor | None = None, patience: float = 0) -> Run:
+        """Train and evaluate, going on from whatever the run folder holds.
+
+        Args:
+            monitor: As in :func:`cross_validate`.
+            patience: As there.
+
+        Raises:
+            NucloraError: As there.
+            Stopped: A stop was asked for; everything is saved.
+        """
+        chosen = self.choose_folds()
+        accelerator = _accelerator(self.recipe)
+        base = self.load_base()
+        check_recipe(self.recipe, self.fold_table, chosen, base, accelerator.num_processes)
+        monitor = monitor or Monitor()
+        if accelerator.is_main_process:
+            run = self.start(base)
+        # The other processes read what that one has written.
+        accelerator.wait_for_everyone()
+        if not accelerator.is_main_process:
+            run = Run(self.out)
+        work = _Work(run, self.tiles, base.path, accelerator, monitor)
+
+        def locked(fold: int | None) -> contextlib.AbstractContextManager[None]:
+            return run.locked(fold, patience) if accelerator.is_main_process else contextlib.nullcontext()
+
+        with Interrupt() as interrupt:
+            if accelerator.is_main_process:
+                run.begin_session()
+            if self.zero_shot and accelerator.is_main_process:
+                with locked(None):
+                    work.evaluate_zero_shot(base, chosen, interrupt)
+            accelerator.wait_for_everyone()
+            for fold in chosen if self.train else ():
+                with locked(fold):
+                    work.train(fold, interrupt)
+                    if self.evaluate and accelerator.is_main_process:
+                        work.tune(fold, interrupt)
+                        if fold != ALL_TILES:
+                            work.evaluate_fold(fold, interrupt)
+                    accelerator.wait_for_everyone()
+        monitor.close()
+        return run
 
 
 class _Work:
