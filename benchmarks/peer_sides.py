@@ -104,7 +104,7 @@ def instanseg() -> list[Side]:
     traced = whole.fcn
 
     def network(image: Image) -> Maps:
-        pixels = torch.from_numpy(_shrunk(image.astype(np.float32) / 255, shrink)).permute(2, 0, 1)
+        pixels = torch.from_numpy(_shrunk(image.astype(np.float32), shrink)).permute(2, 0, 1) / 255
         with torch.inference_mode():
             return (traced(percentile_normalize(pixels)[None].clamp(-2, 3))[0].numpy(),)
 
@@ -127,7 +127,7 @@ def instanseg() -> list[Side]:
     def labels(maps: Maps) -> Labels:
         whole.fcn = _Says(torch.from_numpy(maps[0])[None])
         with torch.inference_mode():
-            found = whole(torch.zeros(1, 3, *maps[0].shape[1:]))[0, 0].numpy().astype(np.int32)
+            found: Labels = whole(torch.zeros(1, 3, *maps[0].shape[1:]))[0, 0].numpy().astype(np.int32)
         return found.repeat(shrink, 0).repeat(shrink, 1)
 
     return [Side("InstanSeg", "256 x 256", network, ideal, labels)]
@@ -156,7 +156,7 @@ def cellpose() -> list[Side]:
         return Side(name, f"{seen} x {seen}, in parts of 224", network, ideal, labels)
 
     def ideal(labels: Labels) -> Maps:
-        flows = labels_to_flows([labels])[0]
+        flows = labels_to_flows([labels], device=torch.device("cpu"))[0]
         # The network is trained on five times the flows.
         return 5 * flows[2:4], np.where(labels > 0, 6, -6).astype(np.float32)
 
@@ -170,8 +170,8 @@ def hovernet() -> list[Side]:
     from hover_net.models.hovernet.net_desc import HoVerNet
     from hover_net.models.hovernet.post_proc import process
 
-    warnings.warn = warn  # type: ignore[assignment]
-    part, said, batch = 256, 164, 4
+    warnings.warn = warn
+    part, said = 256, 164
     model = HoVerNet(mode="fast").eval()
 
     def network(image: Image) -> Maps:
@@ -181,7 +181,7 @@ def hovernet() -> list[Side]:
         starts = [(row * said, column * said) for row in range(count) for column in range(count)]
         parts = torch.from_numpy(np.stack([padded[y : y + part, x : x + part] for y, x in starts])).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            raw = [model(some.float()) for some in parts.split(batch)]
+            raw = [model(parts[index : index + 1].float()) for index in range(len(parts))]
         maps = torch.cat([torch.cat([some["np"].softmax(1)[:, 1:], some["hv"]], 1) for some in raw]).numpy()
         laid = maps.reshape(count, count, 3, said, said).transpose(0, 3, 1, 4, 2)
         laid = laid.reshape(count * said, count * said, 3)
