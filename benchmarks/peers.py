@@ -86,6 +86,7 @@ def main() -> None:
     options = parser(__doc__ or "", __file__)
     options.add_argument("--peers", nargs="+", choices=list(PEERS), default=list(PEERS), help="Which to compare with.")
     given = options.parse_args()
+    results = Results()
     theirs = peers(given.peers)
     if not theirs:
         sys.exit("none of the peers is installed here: make bench-peers installs them and runs this")
@@ -108,7 +109,6 @@ def main() -> None:
             f"{side.name:38}  {side.sees:30}", *(f"{seconds(part):>8}" for part in (network, *each, whole[side.name]))
         )
 
-    results = Results()
     for model in MODELS:
         for name in _RATIOS:
             us = whole[own[model, name].name]
