@@ -7,9 +7,12 @@ labels: what the peer trains its network on.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import logging
+import multiprocessing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,12 +168,10 @@ def cellpose() -> list[Side]:
 
 def hovernet() -> list[Side]:
     """HoVer-Net in its fast form without types: parts of 256 pixels, of which it says the inner 164."""
-    # One of its modules switches off warnings for good.
-    warn = warnings.warn
-    from hover_net.models.hovernet.net_desc import HoVerNet
-    from hover_net.models.hovernet.post_proc import process
+    with _settings_kept():
+        from hover_net.models.hovernet.net_desc import HoVerNet
+        from hover_net.models.hovernet.post_proc import process
 
-    warnings.warn = warn
     part, said = 256, 164
     model = HoVerNet(mode="fast").eval()
 
@@ -238,6 +239,18 @@ PEERS: dict[str, Callable[[], list[Side]]] = {
     "HoVer-Net": hovernet,
     "CellViT": cellvit,
 }
+
+
+@contextlib.contextmanager
+def _settings_kept() -> Iterator[None]:
+    """Importing HoVer-Net switches off warnings, logs everything and changes how processes start, for all alike."""
+    warn, level, method = warnings.warn, logging.root.level, multiprocessing.get_start_method(allow_none=True)
+    try:
+        yield
+    finally:
+        warnings.warn = warn
+        logging.root.setLevel(level)
+        multiprocessing.set_start_method(method, force=True)
 
 
 class _Says(torch.nn.Module):
