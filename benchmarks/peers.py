@@ -101,13 +101,14 @@ def main() -> None:
         best_of([functools.partial(side.labels, side.ideal(tile.labels)) for side in sides], given.repeats)
         for tile in tiles.values()
     ]
-    print(f"\n{'':38}  {'network sees':30}  {'network':>8}", *(f"{organ:>8}" for organ in ORGANS), f"{'all':>8}")
+    heads = ["network", *(f"{tile.labels.max()} nuclei" for tile in tiles.values()), "all"]
+    wide = max(len(side.name) for side in sides), max(len(side.sees) for side in sides)
+    print(f"\n{'':{wide[0]}}  {'network sees':{wide[1]}}", *(f"{head:>11}" for head in heads))
     whole: dict[str, float] = {}
     for side, network, each in zip(sides, networks, zip(*after, strict=True), strict=True):
         whole[side.name] = network + statistics.mean(each)
-        print(
-            f"{side.name:38}  {side.sees:30}", *(f"{seconds(part):>8}" for part in (network, *each, whole[side.name]))
-        )
+        parts = (network, *each, whole[side.name])
+        print(f"{side.name:{wide[0]}}  {side.sees:{wide[1]}}", *(f"{seconds(part):>11}" for part in parts))
 
     for model in MODELS:
         for name in _RATIOS:
