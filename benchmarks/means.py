@@ -1,5 +1,4 @@
-"""Means to a faster or smaller training step, each alone: adapters on the last blocks only, blocks computed again in
-the backward pass, and forms of the optimiser.
+"""Means to a faster or smaller training step, each alone: adapters on the last blocks, recomputing, forms of AdamW.
 
 Steps are those of `training.py`: the study's, on one tile of 1,024 pixels with eight boxes, in float32. Adapters begin
 at zero, so every side has the same loss, which is checked. A ViT-B takes its steps in processes of their own, whose
@@ -16,7 +15,6 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
 
 from common import Results, best_of, parser
 from nuclora.models.lora import adapt, encoder_blocks
@@ -92,29 +90,26 @@ def vit_b(results: Results) -> None:
 def optimisers(results: Results, repeats: int) -> None:
     """AdamW on what the study trains of MobileSAM, one tensor after the other, in lists, or in one kernel."""
 
-    def side(form: dict[str, bool]) -> Callable[[], list[Tensor]]:
+    def side(form: dict[str, bool]) -> tuple[Callable[[], None], list[torch.nn.Parameter]]:
         model = adapt(random_base("mobile_sam"), recipe_of("mobile_sam").adapter, seed=0)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         torch.manual_seed(0)
         for parameter in trained:
             parameter.grad = torch.randn_like(parameter)
-        optimizer = torch.optim.AdamW(trained, lr=1e-4, **form)
-
-        def step() -> list[Tensor]:
-            optimizer.step()
-            return [parameter.detach().clone() for parameter in trained]
-
-        return step
+        return torch.optim.AdamW(trained, lr=1e-4, **form).step, trained
 
     sides = {name: side(form) for name, form in _FORMS.items()}
-    states = [step() for step in sides.values()]
+    for step, _ in sides.values():
+        step()
+    first, *others = (trained for _, trained in sides.values())
     if not all(
         torch.allclose(value, other, rtol=1e-5, atol=1e-7)
-        for state in states[1:]
-        for value, other in zip(states[0], state, strict=True)
+        for trained in others
+        for value, other in zip(first, trained, strict=True)
     ):
         sys.exit("the optimisers take different steps, so their times say nothing")
-    times = dict(zip(sides, best_of(list(sides.values()), repeats), strict=True))
+    steps = [step for step, _ in sides.values()]
+    times = dict(zip(sides, best_of(steps, repeats), strict=True))
     for name in list(_FORMS)[1:]:
         results.add(
             f"AdamW, the study's parameters of mobile_sam: {name} against for-loop", times[name], times["for-loop"]
