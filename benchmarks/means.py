@@ -23,7 +23,8 @@ from nuclora.training.allocator import keep_freed_memory
 from plain_sam import random_base
 from training import make_batch, our_side
 
-_FORMS = {"for-loop": {"foreach": False}, "foreach": {"foreach": True}, "fused": {"fused": True}}
+# Of AdamW: whether in lists, whether in one kernel.
+_FORMS = {"for-loop": (False, False), "foreach": (True, False), "fused": (False, True)}
 
 
 def recipe_of(base: str, changes: Sequence[str] = ()) -> Recipe:
@@ -90,15 +91,15 @@ def vit_b(results: Results) -> None:
 def optimisers(results: Results, repeats: int) -> None:
     """AdamW on what the study trains of MobileSAM, one tensor after the other, in lists, or in one kernel."""
 
-    def side(form: dict[str, bool]) -> tuple[Callable[[], None], list[torch.nn.Parameter]]:
+    def side(foreach: bool, fused: bool) -> tuple[Callable[[], None], list[torch.nn.Parameter]]:
         model = adapt(random_base("mobile_sam"), recipe_of("mobile_sam").adapter, seed=0)
         trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
         torch.manual_seed(0)
         for parameter in trained:
             parameter.grad = torch.randn_like(parameter)
-        return torch.optim.AdamW(trained, lr=1e-4, **form).step, trained
+        return torch.optim.AdamW(trained, lr=1e-4, foreach=foreach, fused=fused).step, trained
 
-    sides = {name: side(form) for name, form in _FORMS.items()}
+    sides = {name: side(*form) for name, form in _FORMS.items()}
     for step, _ in sides.values():
         step()
     first, *others = (trained for _, trained in sides.values())
