@@ -1,4 +1,4 @@
-"""Means to a faster or smaller training step, each alone: adapters on the last blocks, recomputing, forms of AdamW.
+"""Means to a faster or smaller training step, each alone: last blocks, recomputing, a batch in parts, forms of AdamW.
 
 Steps are those of `training.py`: the study's, on one tile of 1,024 pixels with eight boxes, in float32. Adapters begin
 at zero, so every side has the same loss, which is checked. A ViT-B takes its steps in processes of their own, whose
@@ -14,12 +14,19 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 
 from common import Results, best_of, parser
+from nuclora.data.augment import augment
+from nuclora.data.synthetic import synthesize_tile
 from nuclora.models.lora import adapt, encoder_blocks
 from nuclora.recipe import Recipe, load_recipe
 from nuclora.training.allocator import keep_freed_memory
+from nuclora.training.gradients import BatchGradients
+from nuclora.training.samples import TrainingSample, make_sample
+from nuclora.training.step import TileLoss
 from plain_sam import random_base
 from training import make_batch, our_side
 
@@ -88,6 +95,38 @@ def vit_b(results: Results) -> None:
         results.add(f"training step, {base}: {name} against all blocks kept", found[name][1], found["plain"][1])
 
 
+def parts(results: Results, repeats: int) -> None:
+    """Two tiles one by one against both at once: prompts alone, and with a dense decoder, whose loss does not split."""
+    prompted = recipe_of("mobile_sam")
+    dense = load_recipe("nuclora", ["train.precision=no"])
+    # Of a crop of 320 pixels, where 512 become 768.
+    size = 480
+    crops = [augment(synthesize_tile(512, seed, seed), dense.augment, seed) for seed in (0, 1)]
+    generator = np.random.default_rng(0)
+    samples = {
+        prompted: make_batch(prompted, 2, 8),
+        dense: [make_sample(crop, dense, size=size, normalise="unit", generator=generator) for crop in crops],
+    }
+    for recipe, batch in samples.items():
+        base = random_base(recipe.base)
+        model = adapt(base, recipe.adapter, seed=0)
+        if recipe.dense is not None:
+            base.add_dense_decoder(recipe.dense, seed=0)
+        loss = TileLoss(model, recipe.loss, recipe.prompts.chunk, recipe.dense).train()
+
+        def side(at_once: int, loss: TileLoss = loss, batch: list[TrainingSample] = batch) -> Callable[[], float]:
+            gradients = BatchGradients(loss, loss.dense is None, Accelerator(cpu=True), at_once)
+
+            def step() -> float:
+                loss.zero_grad()
+                return float(gradients.compute(batch, lambda part: part, lambda: None))
+
+            return step
+
+        name = f"gradients of 2 tiles, {recipe.name} on {recipe.base}: one at once against both"
+        results.compare(name, side(1), side(2), lambda one, other: abs(one - other) < 1e-4 * abs(other), repeats)
+
+
 def optimisers(results: Results, repeats: int) -> None:
     """AdamW on what the study trains of MobileSAM, one tensor after the other, in lists, or in one kernel."""
 
@@ -124,6 +163,7 @@ def main() -> None:
     vit_b(results)
     keep_freed_memory()
     last_blocks(results, given.repeats)
+    parts(results, given.repeats)
     optimisers(results, given.repeats)
     results.finish(given.out)
 

@@ -51,7 +51,7 @@ def our_side(recipe: Recipe, samples: list[TrainingSample], precision: str, devi
         base.vision_encoder.checkpoint_blocks()
     model = adapt(base, recipe.adapter, seed=0)
     loss = TileLoss(model, recipe.loss, recipe.prompts.chunk).train()
-    optimizer = torch.optim.AdamW((p for p in loss.parameters() if p.requires_grad), lr=0, fused=True)
+    optimizer = torch.optim.AdamW((p for p in loss.parameters() if p.requires_grad), lr=0)
     batch = [sample.to(torch.device(device)) for sample in samples]
 
     def step() -> float:
