@@ -31,6 +31,7 @@ bench: $(VENV)/dev
 	$(BIN)/python benchmarks/startup.py
 	$(BIN)/python benchmarks/attention.py
 	$(BIN)/python benchmarks/training.py --repeats 2
+	$(BIN)/python benchmarks/means.py --repeats 2
 	$(BIN)/python benchmarks/inference.py
 	$(BIN)/python benchmarks/merge.py
 

@@ -46,9 +46,12 @@ def make_batch(recipe: Recipe, tiles: int, prompts: int) -> list[TrainingSample]
 
 
 def our_side(recipe: Recipe, samples: list[TrainingSample], precision: str, device: str) -> Step:
-    model = adapt(random_base(recipe.base).to(device), recipe.adapter, seed=0)
+    base = random_base(recipe.base).to(device)
+    if recipe.train.checkpointing:
+        base.vision_encoder.checkpoint_blocks()
+    model = adapt(base, recipe.adapter, seed=0)
     loss = TileLoss(model, recipe.loss, recipe.prompts.chunk).train()
-    optimizer = torch.optim.AdamW((p for p in loss.parameters() if p.requires_grad), lr=0, fused=True)
+    optimizer = torch.optim.AdamW((p for p in loss.parameters() if p.requires_grad), lr=0)
     batch = [sample.to(torch.device(device)) for sample in samples]
 
     def step() -> float:

@@ -97,6 +97,21 @@ def test_every_proposed_change_can_be_set_and_changes_nothing_else(override, val
     assert {key for key in left if left[key] != right[key]} <= {leaf}
 
 
+def test_batch_size_auto_keeps_the_batch_and_lets_the_parts_be_found():
+    for name, batch in (("paper", 4), ("nuclora", 2)):
+        train = load_recipe(name, ["train.accumulation=2", "train.batch_size=auto"]).train
+        assert (train.batch_size, train.accumulation) == (batch, 1)
+
+
+def test_batch_size_auto_in_a_file_is_the_default_batch(tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nbase: mobile_sam\ntrain: {batch_size: auto}\n")
+    assert load_recipe(path).train == load_recipe(path, ["train.batch_size=4"]).train
+    path.write_text("name: mine\nbase: mobile_sam\ntrain: {batch_size: auto, accumulation: 4}\n")
+    with pytest.raises(NucloraError, match="train: batch_size=auto finds the parts itself: drop accumulation"):
+        load_recipe(path)
+
+
 def test_the_last_of_two_overrides_wins():
     assert load_recipe("paper", ["train.epochs=3", "train.epochs=4"]).train.epochs == 4
 

@@ -1,4 +1,4 @@
-"""The one error that users are meant to see."""
+"""The one error that users are meant to see, and the one that every large computation may meet."""
 
 from __future__ import annotations
 
@@ -22,3 +22,13 @@ class NucloraError(Exception):
         self.mend = mend
         line = f"{path}: {reason}" if path is not None else reason
         super().__init__(f"{line}; {mend}" if mend else line)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an error says that a GPU or this process could get no more memory."""
+    # By name: torch is not imported for the commands that do without.
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+    )

@@ -16,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from nuclora.errors import NucloraError
 
 Settings = TypeVar("Settings", bound=BaseModel)
+_AUTO = "auto"
 Protocol = Literal["oracle-box", "oracle-point", "automatic"]
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises: 2020-99-99 is a ValueError to it, and a thousand brackets are a RecursionError."""
@@ -138,8 +139,13 @@ class TrainSettings(_Strict):
     """The optimisation."""
 
     epochs: int = Field(5, ge=1)
-    batch_size: int = Field(4, ge=1, description="tiles a step, over all processes")
-    accumulation: int = Field(1, ge=1, description="parts a batch is worked off in on each process")
+    batch_size: int = Field(
+        4, ge=1, description="tiles a step, over all processes; auto: the recipe's own number, as many at once as fit"
+    )
+    accumulation: int = Field(
+        1, ge=1, description="parts a batch is worked off in on each process, to begin with: out of memory, they halve"
+    )
+    checkpointing: bool = Field(False, description="compute each encoder block again in the backward pass")
     learning_rate: float = Field(1e-4, gt=0, le=100)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"
@@ -153,6 +159,16 @@ class TrainSettings(_Strict):
     validations_per_epoch: int = Field(1, ge=0)
     validation_tiles: int | None = Field(None, ge=1, description="at most so many tiles a validation; null: all")
     checkpoint_steps: int = Field(50, ge=1, description="steps between checkpoints")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _auto_finds_the_parts(cls, fields: Any) -> Any:
+        if not isinstance(fields, Mapping) or fields.get("batch_size") != _AUTO:
+            return fields
+        if "accumulation" in fields:
+            raise ValueError("batch_size=auto finds the parts itself: drop accumulation")
+        # Parts begin with the whole batch and halve where memory runs out, so the default of both says it.
+        return {name: value for name, value in fields.items() if name != "batch_size"}
 
     @field_validator("precision", mode="before")
     @classmethod
@@ -363,6 +379,9 @@ def _set_field(fields: dict[str, Any], override: str) -> None:
         # YAML 1.1 reads 5e-4 as a string; people write learning rates so.
         with contextlib.suppress(ValueError):
             value = float(value)
+    if (path, value) == ("train.batch_size", _AUTO):
+        # How many tiles a step sees is left as the recipe has it: only how they are worked off is to be found.
+        path, value = "train.accumulation", 1
     *parents, leaf = path.split(".")
     for parent in parents:
         fields = fields.setdefault(parent, {})

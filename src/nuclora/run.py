@@ -306,7 +306,7 @@ class Run:
         return AppendLog(self.fold_folder(fold) / "metrics.jsonl")
 
     def training_records(self, fold: int) -> list[Row]:
-        """The records of the fold's `metrics.jsonl`: each has `kind` (step, epoch, validation), `epoch`, `step`.
+        """The fold's `metrics.jsonl`: each record has `kind` (step, epoch, validation, memory), `epoch` and `step`.
 
         Raises:
             NucloraError: The file is damaged.

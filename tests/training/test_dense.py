@@ -23,7 +23,7 @@ from nuclora.training.crossval import cross_validate
 from nuclora.training.dense_loss import dense_loss
 from nuclora.training.interrupt import Stopped
 from nuclora.training.monitor import Monitor
-from nuclora.training.trainer import learning_rate_factor
+from nuclora.training.plan import learning_rate_factor
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,7 @@ from nuclora.cli import (
     tune,
     weights,
 )
-from nuclora.errors import NucloraError
+from nuclora.errors import NucloraError, is_out_of_memory
 from nuclora.training.interrupt import Stopped
 
 STOPPED = 130
@@ -83,15 +83,6 @@ def _stop(number: int, frame: FrameType | None) -> None:
     sys.exit(STOPPED)
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    # By name: torch is not imported for the commands that do without.
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator: can't allocate memory" in str(error)
-    )
-
-
 def run() -> None:
     """Entry point: exit 0 done, 2 wrong use or bad input, 130 stopped by the user, 141 output cut off, 1 our fault."""
     # The hubs behind transformers and peft have nothing to say to a user of nuclora, and nothing is asked of them.
@@ -123,8 +114,8 @@ def run() -> None:
         )
         sys.exit(2)
     except Exception as error:
-        if _is_out_of_memory(error):
-            mend = "lower input.size, prompts.chunk or train.batch_size, or raise train.accumulation"
+        if is_out_of_memory(error):
+            mend = "lower input.size or prompts.chunk, or set train.batch_size=auto or train.checkpointing=true"
             typer.secho(f"nuclora: out of memory; {mend}", fg="red", err=True)
             sys.exit(2)
         traceback.print_exc()

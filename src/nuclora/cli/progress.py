@@ -64,7 +64,9 @@ class LineMonitor(Monitor):
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """An epoch or a validation of a training in a few words."""
+    """Whatever a training records beside its steps, in a few words."""
+    if record["kind"] == "memory":
+        return f"out of memory after step {record['step']}, from here {record['tiles_at_once']} at once of each batch"
     if record["kind"] == "epoch":
         return f"epoch {record['epoch']}, mean loss {record['loss']:.4f}"
     scores = "  ".join(f"{name.upper()} {record[name]:.3f}" for name in ("dice", "aji", "pq"))

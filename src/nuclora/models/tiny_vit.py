@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from nuclora.models.recompute import run_block
+
 
 @dataclass(frozen=True)
 class TinyViTConfig:
@@ -194,13 +196,14 @@ class ConvStage(nn.Module):
 
     def __init__(self, dim: int, depth: int, out_dim: int) -> None:
         super().__init__()
+        self.checkpointing = False
         self.blocks = nn.ModuleList(InvertedBottleneck(dim) for _ in range(depth))
         self.downsample = PatchMerging(dim, out_dim, stride=2)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, dim, height, width) to the same shape, and to (batch, height / 2, width / 2, out_dim)."""
         for block in self.blocks:
-            features = block(features)
+            features = run_block(block, features, self.checkpointing)
         return features, self.downsample(features).permute(0, 2, 3, 1)
 
 
@@ -211,13 +214,14 @@ class AttentionStage(nn.Module):
         self, dim: int, depth: int, num_heads: int, window_size: int, out_dim: int | None, stride: int
     ) -> None:
         super().__init__()
+        self.checkpointing = False
         self.blocks = nn.ModuleList(TinyViTBlock(dim, num_heads, window_size) for _ in range(depth))
         self.downsample = None if out_dim is None else PatchMerging(dim, out_dim, stride)
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, height, width, dim) to (batch, dim, height, width), and to the next stage's tokens."""
         for block in self.blocks:
-            tokens = block(tokens)
+            tokens = run_block(block, tokens, self.checkpointing)
         features = tokens.permute(0, 3, 1, 2)
         if self.downsample is None:
             return features, tokens
@@ -284,6 +288,12 @@ class TinyViT(nn.Module):
             Image embeddings, (batch, output_channels, size / stride, size / stride).
         """
         return self.levels(pixel_values)[-1]
+
+    def checkpoint_blocks(self) -> None:
+        """In training, compute each block again in the backward pass instead of keeping what it computed."""
+        for stage in self.layers:
+            assert isinstance(stage, (ConvStage, AttentionStage))
+            stage.checkpointing = True
 
     @property
     def level_channels(self) -> tuple[int, ...]:

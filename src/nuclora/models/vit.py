@@ -8,6 +8,8 @@ from torch import Tensor
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionEncoder
 
+from nuclora.models.recompute import run_block
+
 # Fused kernels want head sizes of a multiple of this.
 _HEAD_STEP = 8
 
@@ -63,6 +65,7 @@ class ViT(SamVisionEncoder):  # type: ignore[misc]
 
     def __init__(self, config: SamVisionConfig) -> None:
         super().__init__(config)
+        self.checkpointing = False
         for layer in self.layers:
             # The same weights, computed with in another way.
             layer.attn.__class__ = FusedAttention
@@ -77,6 +80,10 @@ class ViT(SamVisionEncoder):  # type: ignore[misc]
             Image embeddings, (batch, output_channels, size / patch_size, size / patch_size).
         """
         return self.levels(pixel_values)[-1]
+
+    def checkpoint_blocks(self) -> None:
+        """In training, compute each block again in the backward pass instead of keeping what it computed."""
+        self.checkpointing = True
 
     @property
     def level_channels(self) -> tuple[int, ...]:
@@ -102,7 +109,7 @@ class ViT(SamVisionEncoder):  # type: ignore[misc]
         tapped = self._tapped()
         found: list[Tensor] = []
         for index, layer in enumerate(self.layers):
-            hidden_states = layer(hidden_states)
+            hidden_states = run_block(layer, hidden_states, self.checkpointing)
             if index in tapped:
                 found.append(hidden_states.permute(0, 3, 1, 2))
         return (*found, self.neck(hidden_states))

@@ -17,7 +17,7 @@ from nuclora.training.changes import AblationRow
 from nuclora.training.crossval import CrossValidation
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
-from nuclora.training.trainer import check_recipe
+from nuclora.training.plan import check_recipe
 
 # A network file system may take so long to see that the process which held a fold is dead.
 _PATIENCE: Final = 120.0

@@ -24,7 +24,7 @@ from nuclora.run import Run
 from nuclora.training.changes import REFERENCE, AblationRow, ChangeList, resolve_rows, told_of_row
 from nuclora.training.crossval import CrossValidation
 from nuclora.training.monitor import Monitor
-from nuclora.training.trainer import check_recipe
+from nuclora.training.plan import check_recipe
 
 RESULT = "ablation.json"
 """File by which the folder of an ablation is known."""

@@ -24,7 +24,8 @@ from nuclora.recipe import Recipe, load_recipe
 from nuclora.run import Evaluation, Run
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
-from nuclora.training.trainer import FoldTrainer, check_recipe, input_frame
+from nuclora.training.plan import check_recipe, input_frame
+from nuclora.training.trainer import FoldTrainer
 from nuclora.training.tuning import is_tuned, tune_fold
 
 

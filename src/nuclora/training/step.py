@@ -35,15 +35,33 @@ class TileLoss(nn.Module):
         self.dense = dense
         self.chunk = chunk
 
-    def forward(self, samples: Sequence[TrainingSample]) -> Tensor:
+    def forward(self, samples: Sequence[TrainingSample], at_once: int | None = None) -> Tensor:
         """Loss of a batch; tiles without nuclei count as 0.
 
         Args:
             samples: Tiles of one input size.
+            at_once: Tiles that go through the network together; all by default. Where there are more, each part is
+                computed again in the backward pass, so that memory grows with a part and not with the batch. The
+                dense loss still is that of the whole batch, whose means and overlaps do not split into parts.
 
         Returns:
             float32 scalar.
         """
+        parts = split(samples, at_once or len(samples))
+        if len(parts) == 1:
+            outputs = [self._network(samples)]
+        else:
+            outputs = [checkpoint(self._network, part, use_reentrant=False) for part in parts]
+        total = torch.stack([prompted for prompted, _ in outputs]).sum() / len(samples)
+        if self.dense is not None:
+            truths = [sample.dense for sample in samples if sample.dense is not None]
+            raw = torch.cat([found for _, found in outputs if found is not None])
+            maps = torch.stack([truth.maps for truth in truths])
+            total = total + dense_loss(raw, maps, torch.stack([truth.weights for truth in truths]), self.dense)
+        return total
+
+    def _network(self, samples: Sequence[TrainingSample]) -> tuple[Tensor, Tensor | None]:
+        """Sum of the tiles' losses of prompted masks, and the dense decoder's maps, where there is one."""
         sam: NucleiSam = self.model.get_base_model()
         levels = sam.levels(torch.stack([sample.pixel_values for sample in samples]))
         embeddings = levels[-1]
@@ -55,27 +73,21 @@ class TileLoss(nn.Module):
             if len(chosen)
         ]
         recompute = sum(len(chosen) for _, _, chosen in parts) > self.chunk
-        total = embeddings.new_zeros((), dtype=torch.float32)
+        # Without a prompt in the whole batch the loss must still hang on the graph, or DDP waits for ever.
+        total = 0.0 * embeddings.float().sum()
         for index, sample, chosen in parts:
             arguments = (sam, embeddings[index : index + 1], sample, chosen)
             if recompute:
                 total = total + checkpoint(self._prompted_loss, *arguments, use_reentrant=False)
             else:
                 total = total + self._prompted_loss(*arguments)
-        total = total / len(samples)
-        if self.dense is not None:
-            total = total + self._dense_loss(sam, levels, samples, self.dense)
-        # Without a prompt in the whole batch the loss must still hang on the graph, or DDP waits for ever.
-        return total + 0.0 * embeddings.float().sum()
+        return total, None if self.dense is None else self._dense_maps(sam, levels, samples)
 
-    def _dense_loss(
-        self, sam: NucleiSam, levels: Sequence[Tensor], samples: Sequence[TrainingSample], settings: DenseSettings
-    ) -> Tensor:
+    def _dense_maps(self, sam: NucleiSam, levels: Sequence[Tensor], samples: Sequence[TrainingSample]) -> Tensor:
         truths = [sample.dense for sample in samples if sample.dense is not None]
         assert sam.dense_decoder is not None and len(truths) == len(samples)  # noqa: PT018
-        raw = sam.dense_decoder(levels, torch.stack([truth.pixel_values for truth in truths]))
-        maps = torch.stack([truth.maps for truth in truths])
-        return dense_loss(raw, maps, torch.stack([truth.weights for truth in truths]), settings)
+        raw: Tensor = sam.dense_decoder(levels, torch.stack([truth.pixel_values for truth in truths]))
+        return raw
 
     def _prompted_loss(self, sam: NucleiSam, embedding: Tensor, sample: TrainingSample, chosen: Tensor) -> Tensor:
         if sample.is_box[chosen[0]]:
@@ -96,3 +108,8 @@ class TileLoss(nn.Module):
             actual = mask_iou(logits, targets, sample.valid)
             losses = losses + self.settings.iou * (prediction.iou.float()[:, 0] - actual) ** 2
         return (losses * sample.weights[chosen]).sum()
+
+
+def split(samples: Sequence[TrainingSample], at_once: int) -> list[Sequence[TrainingSample]]:
+    """The samples in order, in parts of so many; the last may have fewer."""
+    return [samples[start : start + at_once] for start in range(0, len(samples), at_once)]

@@ -6,8 +6,7 @@ import contextlib
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,6 @@ from accelerate import Accelerator
 from peft import PeftModel
 from torch.utils.data import DataLoader
 
-from nuclora.data.folds import ALL_TILES, FoldTable, inner_split
 from nuclora.data.tiles import Tile, TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Predictor
@@ -25,100 +23,21 @@ from nuclora.inference.protocols import segment
 from nuclora.metrics import score
 from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import LoadedBase
-from nuclora.models.lora import adapt, check_targets
-from nuclora.models.preprocess import Normalise
-from nuclora.recipe import Recipe, TrainSettings
+from nuclora.models.lora import adapt
+from nuclora.recipe import Recipe
 from nuclora.run import Run, usable_cores
 from nuclora.training.allocator import keep_freed_memory
 from nuclora.training.average import MovingAverage
 from nuclora.training.checkpoint import load_checkpoint, save_checkpoint, trained_state
+from nuclora.training.gradients import BatchGradients
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
+from nuclora.training.plan import input_frame, learning_rate_factor, make_plan, split_tiles, thin, training_size
 from nuclora.training.samples import ErrorsAsItems, TrainingSample, TrainingSamples
 from nuclora.training.seeds import derive_seed
 from nuclora.training.step import TileLoss
 
 _NOT_FINITE = "lower train.learning_rate or dense.learning_rate, or set train.precision=no, under another -o"
-
-
-def input_frame(recipe: Recipe, base: LoadedBase) -> tuple[int, Normalise]:
-    """Side in pixels and normalisation of the network's input under a recipe on a base."""
-    normalise: Normalise = "unit" if recipe.input.normalise == "unit" else base.normalise
-    return recipe.input.size or base.input_size, normalise
-
-
-def training_size(recipe: Recipe, base: LoadedBase) -> int:
-    """Side in pixels of the network's input in training: the whole tile's, or a crop's at the same enlargement."""
-    size, _ = input_frame(recipe, base)
-    if recipe.dense is None or recipe.augment.crop is None:
-        return size
-    stride = base.model.stride
-    return max(1, round(recipe.augment.crop * size / recipe.dense.window / stride)) * stride
-
-
-def learning_rate_factor(train: TrainSettings, done: int, steps: int) -> float:
-    """Share of the full learning rates at a step: a linear rise, then constant or half a cosine down to 0.
-
-    Args:
-        train: `warmup_steps` and `schedule` are read.
-        done: Steps done before.
-        steps: Steps of the whole training.
-    """
-    rise = min(1.0, (done + 1) / (train.warmup_steps + 1))
-    return rise if train.schedule == "constant" else rise * 0.5 * (1 + math.cos(math.pi * done / steps))
-
-
-def check_recipe(recipe: Recipe, table: FoldTable, folds: Sequence[int], base: LoadedBase, processes: int) -> None:
-    """Refuse a recipe that the base or the folds do not go with, before anything is computed or written.
-
-    Raises:
-        NucloraError: What does not go, and how to change it.
-    """
-    if recipe.evaluate.tiles == "inner" and len(folds) > 1:
-        # A tile may be an inner validation tile of several folds, and would count as often.
-        raise NucloraError("evaluate.tiles=inner scores one fold at a time", mend=f"--folds {folds[0]}")
-    size, _ = input_frame(recipe, base)
-    base.model.check_input(size, size)
-    check_targets(base.model, recipe.adapter)
-    for fold in folds:
-        _plan(recipe, fold, len(_split(recipe, table, fold)[0]), processes).check()
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """Which tiles each process sees at each step of an epoch."""
-
-    tiles: int
-    batch_size: int
-    accumulation: int
-    processes: int
-    seed: int
-
-    @property
-    def steps(self) -> int:
-        """Steps of one epoch; the tiles that do not fill a last batch wait for the next epoch's order."""
-        return self.tiles // self.batch_size
-
-    def micro_batches(self, epoch: int, process: int, first_step: int) -> list[list[int]]:
-        """Tile indices of every backward pass of one process from a step on, `accumulation` of them a step."""
-        order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.tiles)
-        batches = order[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
-        mine = batches[first_step:, process :: self.processes]
-        return [part.tolist() for batch in mine for part in np.split(batch, self.accumulation)]
-
-    def check(self) -> None:
-        share = self.processes * self.accumulation
-        if self.batch_size % share:
-            raise NucloraError(
-                f"a batch of {self.batch_size} tiles cannot be split over {self.processes} processes "
-                f"x {self.accumulation} accumulation steps",
-                mend=f"--set train.batch_size={math.ceil(self.batch_size / share) * share}",
-            )
-        if self.tiles < self.batch_size:
-            raise NucloraError(
-                f"{self.tiles} training tiles are fewer than a batch of {self.batch_size}",
-                mend=f"--set train.batch_size={max(1, self.tiles // share * share)} or add tiles",
-            )
 
 
 class FoldTrainer:
@@ -153,11 +72,13 @@ class FoldTrainer:
         self.interrupt = interrupt
         self.recipe = run.recipe
         self.size, self.normalise = input_frame(self.recipe, base)
-        fit, validation = _split(self.recipe, run.folds, fold)
+        fit, validation = split_tiles(self.recipe, run.folds, fold)
         self.fit_tiles = tiles.subset(fit)
-        self.validation_tiles = tiles.subset(_thin(validation, self.recipe.train.validation_tiles))
+        self.validation_tiles = tiles.subset(thin(validation, self.recipe.train.validation_tiles))
         train = self.recipe.train
-        self.plan = _plan(self.recipe, fold, len(fit), accelerator.num_processes)
+        self.plan = make_plan(self.recipe, fold, len(fit), accelerator.num_processes)
+        if train.checkpointing:
+            base.model.vision_encoder.checkpoint_blocks()
         self.model = adapt(base.model, self.recipe.adapter, seed=derive_seed(self.recipe.seed, "adapter"))
         if self.recipe.dense is not None:
             base.model.add_dense_decoder(self.recipe.dense, seed=derive_seed(self.recipe.seed, "dense decoder"))
@@ -167,6 +88,9 @@ class FoldTrainer:
         self.average = MovingAverage(self.model, train.ema) if train.ema else None
         loss = TileLoss(self.model, self.recipe.loss, self.recipe.prompts.chunk, self.recipe.dense)
         self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
+        # A mean over tiles, unless the dense decoder's loss is in it.
+        is_mean = self.recipe.dense is None
+        self.gradients = BatchGradients(self.loss, is_mean, accelerator, self.plan.at_once)
         self.log = run.training_log(fold)
         self.best_score = -math.inf
         self.last_validation: dict[str, float] = {}
@@ -200,6 +124,8 @@ class FoldTrainer:
             position = load_checkpoint(path, self.model, self.optimizer.optimizer, self.average)
             done, self.best_score = position["step"], position["best_score"]
             self.last_validation = position["last_validation"]
+            # Trainings that began before parts could be halved have no such number.
+            self.gradients.at_once = position.get("at_once", self.gradients.at_once)
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(position["scaler"])
         if self.accelerator.is_main_process:
@@ -240,7 +166,7 @@ class FoldTrainer:
         cuda = self.accelerator.device.type == "cuda"
         loader: DataLoader[TrainingSample | NucloraError] = DataLoader(
             ErrorsAsItems(samples),
-            batch_sampler=self.plan.micro_batches(epoch, self.accelerator.process_index, first_step),
+            batch_sampler=self.plan.batches(epoch, self.accelerator.process_index, first_step),
             collate_fn=list,
             num_workers=min(self.recipe.train.workers, usable_cores() if cuda else usable_cores() - 1),
             pin_memory=cuda,
@@ -254,19 +180,15 @@ class FoldTrainer:
     def _record_step(self, epoch: int, step: int, batches: Iterator[list[TrainingSample]]) -> None:
         """Do one optimiser step and log it."""
         started = time.perf_counter()
-        accumulation = self.recipe.train.accumulation
         done = epoch * self.plan.steps + step
         self._set_learning_rates(done)
-        total = torch.zeros((), device=self.accelerator.device)
-        for part in range(accumulation):
-            samples = next(batches)
+        samples = next(batches)
+
+        def seed(part: int) -> int:
             # Dropout draws from here, so that a resumed run repeats it; after the loader, which draws too.
-            torch.manual_seed(derive_seed(self.plan.seed, "step", epoch, step, part, self.accelerator.process_index))
-            synchronise = part + 1 == accumulation
-            with contextlib.nullcontext() if synchronise else self.accelerator.no_sync(self.loss):
-                loss = self.loss(samples) / accumulation
-                self.accelerator.backward(loss)
-            total += loss.detach()
+            return derive_seed(self.plan.seed, "step", epoch, step, part, self.accelerator.process_index)
+
+        total = self.gradients.compute(samples, seed, lambda: self._record_halving(epoch, done))
         if self.recipe.train.clip_norm is not None:
             self.accelerator.clip_grad_norm_(self.loss.parameters(), self.recipe.train.clip_norm)
         self.optimizer.step()
@@ -291,6 +213,12 @@ class FoldTrainer:
                 "memory_mb": self._memory_mb(),
             }
         )
+
+    def _record_halving(self, epoch: int, done: int) -> None:
+        """Keep that fewer tiles go through the network together, so that a resumed run goes on as an unbroken one."""
+        self._save(done)
+        at_once = self.gradients.at_once
+        self._write_record({"kind": "memory", "epoch": epoch + 1, "step": done, "tiles_at_once": at_once})
 
     def _set_learning_rates(self, done: int) -> None:
         train = self.recipe.train
@@ -360,6 +288,7 @@ class FoldTrainer:
                 "step": done,
                 "best_score": self.best_score,
                 "last_validation": self.last_validation,
+                "at_once": self.gradients.at_once,
             }
             if self.accelerator.scaler is not None:
                 position["scaler"] = self.accelerator.scaler.state_dict()
@@ -419,26 +348,7 @@ def _dense_parameters(model: PeftModel) -> list[torch.nn.Parameter]:
     return [] if decoder is None else list(decoder.parameters())
 
 
-def _plan(recipe: Recipe, fold: int, tiles: int, processes: int) -> _Plan:
-    train = recipe.train
-    return _Plan(tiles, train.batch_size, train.accumulation, processes, derive_seed(recipe.seed, fold))
-
-
-def _split(recipe: Recipe, table: FoldTable, fold: int) -> tuple[list[str], list[str]]:
-    """Tiles to fit and to validate on, by name."""
-    if recipe.train.validate_on == "test":
-        return table.train(fold), [] if fold == ALL_TILES else table.test(fold)
-    return inner_split(table, fold, seed=recipe.seed)
-
-
 def scale_of(tiles: Iterable[Tile]) -> float | None:
     """Microns per pixel of the tiles, where all of them say the same."""
     scales = {tile.microns_per_pixel for tile in tiles}
     return scales.pop() if len(scales) == 1 else None
-
-
-def _thin(names: list[str], count: int | None) -> list[str]:
-    """At most `count` names, evenly spread over the sorted list."""
-    if count is None or count >= len(names):
-        return names
-    return [names[int(index)] for index in np.linspace(0, len(names) - 1, count)]
