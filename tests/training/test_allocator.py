@@ -15,7 +15,7 @@ from nuclora.training.allocator import keep_freed_memory
 
 if {keep}:
     assert keep_freed_memory()
-for _ in range(4):
+for _ in range(12):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     blocks = [torch.ones(40 << 20, dtype=torch.uint8) for _ in range(4)]
     del blocks
