@@ -17,9 +17,10 @@ from numpy.typing import NDArray
 import nuclora
 from common import Results, best_of, parser
 from nuclora.data.synthetic import synthesize_tile
-from nuclora.inference.predictor import Backend, Precision, Predictor
+from nuclora.inference.predictor import Backend, Predictor
 from nuclora.metrics import score
 from nuclora.models.adapter import shipped_adapter
+from nuclora.models.precision import Precision
 from nuclora.models.tiny_vit import TinyViT
 from nuclora.recipe import EvaluateSettings, load_recipe
 from plain_sam import plain_tiny_vit, random_base

@@ -42,9 +42,9 @@ def test_a_run_reads_back_what_it_was_started_with(tmp_path):
 
 
 def test_each_session_is_noted_and_places_may_move(tmp_path):
-    _start(tmp_path / "run").begin_session()
+    _start(tmp_path / "run").begin_session("no")
     moved = {"root": "/elsewhere", "format": "nuinsseg"}
-    _start(tmp_path / "run", base={**BASE, "path": "/elsewhere/weights.pt"}, data=moved).begin_session()
+    _start(tmp_path / "run", base={**BASE, "path": "/elsewhere/weights.pt"}, data=moved).begin_session("no")
     info = Run(tmp_path / "run").info
     assert (info["data"], info["base_path"]) == (moved, "/elsewhere/weights.pt")
     assert len(info["sessions"]) == 2
@@ -123,7 +123,7 @@ start()
         "def start():\n"
         f"    Run.start(Path({str(tmp_path / 'run')!r}), recipe=load_recipe('paper'),\n"
         f"        folds=FoldTable.read({str(tmp_path / 'folds.csv')!r}), base={BASE!r}, data={DATA!r}\n"
-        "    ).begin_session()\n"
+        "    ).begin_session('no')\n"
     )
     (tmp_path / "tests_driver.py").write_text(module)
     TABLE.write(tmp_path / "folds.csv")

@@ -37,7 +37,10 @@ def test_it_is_small_and_documented():
 def test_it_is_made_by_the_shipped_recipe_and_tuned():
     folder = shipped_adapter()
     card = read_card(folder)
-    assert read_recipe(folder, card) == load_recipe("embedded")
+    made = read_recipe(folder, card)
+    # `auto` came to the same on the machine that trained it.
+    assert made.train.precision == "bf16"
+    assert made == load_recipe("embedded", ["train.precision=bf16"])
     assert card.base == "lite_medsam"
     assert card.thresholds
     assert card.calibration

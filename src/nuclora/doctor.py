@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import platform
-import re
 import shutil
 import sys
 from dataclasses import dataclass
@@ -85,22 +84,22 @@ def _extras() -> list[Finding]:
 def _devices() -> list[Finding]:
     import torch
 
+    from nuclora.models.precision import is_fast_in_bfloat16
     from nuclora.run import usable_cores
 
     findings = [Finding("processor", "good", f"{usable_cores()} cores, {torch.get_num_threads()} threads for torch")]
-    if re.search(r"\bamx_bf16\b", _cpu_flags()):
-        findings.append(Finding("bfloat16", "good", "fast on this processor: --set train.precision=bf16"))
+    if is_fast_in_bfloat16(torch.device("cpu")):
+        findings.append(Finding("bfloat16", "good", "fast on this processor: --precision bf16, train.precision=auto"))
+    else:
+        findings.append(
+            Finding("bfloat16", "note", "slow on this processor", "train.precision=auto stays with float32")
+        )
     if not torch.cuda.is_available():
         findings.append(Finding("GPU", "note", "none that torch can use", "small bases (mobile_sam) train on the CPU"))
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)
         findings.append(Finding(f"GPU {index}", "good", f"{properties.name}, {properties.total_memory / 1e9:.0f} GB"))
     return findings
-
-
-def _cpu_flags() -> str:
-    path = Path("/proc/cpuinfo")
-    return path.read_text() if path.exists() else ""
 
 
 def _memory() -> Finding:

@@ -15,6 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from nuclora.errors import NucloraError
 
+AskedPrecision = Literal["no", "bf16", "fp16", "auto"]
+"""`auto` stands for `bf16` where the device computes in it fast, and for `no` elsewhere."""
+
 Settings = TypeVar("Settings", bound=BaseModel)
 _AUTO = "auto"
 Protocol = Literal["oracle-box", "oracle-point", "automatic"]
@@ -152,7 +155,7 @@ class TrainSettings(_Strict):
     warmup_steps: int = Field(0, ge=0, description="steps over which the learning rates rise from 0")
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: not clipped")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: off")
-    precision: Literal["no", "bf16", "fp16"] = "no"
+    precision: AskedPrecision = "no"
     workers: int = Field(60, ge=0, description="loader processes; capped at the machine's cores")
     select: Literal["last", "best"] = "last"
     validate_on: Literal["test", "inner"] = "test"

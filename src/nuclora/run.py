@@ -254,12 +254,16 @@ class Run:
         run.info["base_path"] = base["path"]
         return run
 
-    def begin_session(self) -> None:
-        """Note this process among the sessions."""
+    def begin_session(self, precision: str) -> None:
+        """Note this process among the sessions.
+
+        Args:
+            precision: What it computes in, which a recipe may leave to the machine.
+        """
         # Processes that were started together note theirs together.
         with hold(self.folder, "run", patience=60):
             # Other processes may have noted theirs since this one opened the run.
-            self.info["sessions"] = [*Run(self.folder).info["sessions"], environment()]
+            self.info["sessions"] = [*Run(self.folder).info["sessions"], {**environment(), "precision": precision}]
             write_atomic(self.folder / "run.json", json.dumps(self.info, indent=2) + "\n")
 
     @contextlib.contextmanager

@@ -101,7 +101,7 @@ def fake_run(
     }
     for _ in range(2):
         run = Run.start(folder, **arguments)
-        run.begin_session()
+        run.begin_session("no")
     amounts = {"oracle-box": 0.12, "oracle-point": 0.2, "automatic": 0.3}
     for fold in table.folds:
         _fake_training(run, fold, steps if fold in trained else 0)

@@ -62,9 +62,9 @@ def evaluate(
     from nuclora.cli.progress import ProgressMonitor
     from nuclora.data import open_tiles
     from nuclora.errors import NucloraError
-    from nuclora.inference.predictor import PRECISIONS, Precision
     from nuclora.inference.protocols import PROTOCOLS
     from nuclora.inference.standalone import evaluate_source, find_source
+    from nuclora.models.precision import PRECISIONS, Precision
     from nuclora.recipe import change_evaluation
     from nuclora.training.interrupt import Interrupt
 

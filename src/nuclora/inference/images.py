@@ -14,11 +14,12 @@ from nuclora.inference.image_files import ImageFile, find_images
 from nuclora.inference.jobs import How, require_slides
 from nuclora.inference.outputs import FORMATS, USUAL, OutputFolder, Row, open_outputs
 from nuclora.inference.parts import remove_parts
-from nuclora.inference.predictor import BACKENDS, PRECISIONS, Backend, Precision, load_model
+from nuclora.inference.predictor import BACKENDS, Backend, load_model
 from nuclora.inference.provenance import choose_settings, identify_adapter
 from nuclora.io.parquet import require_parquet
 from nuclora.io.zarr import require_zarr
 from nuclora.models.adapter import read_card, shipped_adapter
+from nuclora.models.precision import PRECISIONS, Precision
 
 
 @dataclass

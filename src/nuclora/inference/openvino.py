@@ -13,7 +13,7 @@ from nuclora.errors import NucloraError
 from nuclora.models.dense_sam import DenseSam
 
 if TYPE_CHECKING:
-    from nuclora.inference.predictor import Precision
+    from nuclora.models.precision import Precision
 
 _HINTS: Final = {"no": "f32", "bf16": "bf16"}
 

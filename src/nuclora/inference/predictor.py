@@ -25,8 +25,9 @@ from nuclora.models.checkpoints import load_base
 from nuclora.models.dense_adapter import load_dense_adapter
 from nuclora.models.dense_decoder import activate
 from nuclora.models.dense_sam import DenseSam
+from nuclora.models.precision import TYPES, Precision, resolve_precision
 from nuclora.models.preprocess import Normalise, prepare
-from nuclora.recipe import DenseSettings, EvaluateSettings
+from nuclora.recipe import AskedPrecision, DenseSettings, EvaluateSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
     from nuclora.inference.openvino import OpenVinoNetwork
     from nuclora.models.sam import NucleiSam
 
-Precision = Literal["no", "bf16", "fp16"]
-_TYPES: dict[Precision, torch.dtype] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS: tuple[Precision, ...] = tuple(_TYPES)
 Backend = Literal["torch", "openvino"]
 BACKENDS: tuple[Backend, ...] = ("torch", "openvino")
 _CHUNK = 64
@@ -334,7 +332,7 @@ class Predictor:
         return OpenVinoNetwork(self.model.eval(), self.input_size, self.dense.window, self.precision)
 
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=_TYPES[self.precision], enabled=self.precision != "no")
+        return torch.autocast(self.device.type, dtype=TYPES[self.precision], enabled=self.precision != "no")
 
 
 def load_model(
@@ -342,7 +340,7 @@ def load_model(
     *,
     weights: str | Path | None = None,
     device: str | torch.device | None = None,
-    precision: Precision = "no",
+    precision: AskedPrecision = "no",
     input_size: int | None = None,
     backend: Backend = "torch",
     prompts: bool = True,
@@ -353,7 +351,7 @@ def load_model(
         source: Folder of an adapter, or name of a base (`mobile_sam`, `sam_vit_b`, ...).
         weights: The base's weights; by default they are looked for.
         device: Where to compute; by default CUDA if there is any, else the CPU.
-        precision: `bf16` or `fp16` computes in it where that is safe.
+        precision: `bf16` or `fp16` computes in it where that is safe; `auto` in `bf16` where the device is fast in it.
         input_size: Side of the square input; by default the one that the model was trained on.
         backend: `openvino` computes maps faster on a CPU (extra `openvino`), and takes seconds to start.
         prompts: False may leave out what only prompts need: an adapter with a dense decoder is then ready in half
@@ -367,7 +365,7 @@ def load_model(
             or as :class:`Predictor`.
     """
     path = Path(weights) if weights is not None else None
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if str(source) in BASES:
         base = load_base(str(source), path)
         model: DenseSam | PeftModel = base.model
@@ -386,8 +384,8 @@ def load_model(
         model,
         input_size=input_size or trained_size,
         normalise=normalise,
-        device=device,
-        precision=precision,
+        device=place,
+        precision=resolve_precision(precision, place),
         chunk=recipe.prompts.chunk if recipe else _CHUNK,
         multimask_points=recipe is None,
         iou_trained=recipe is None or recipe.loss.iou > 0,

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
 from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
@@ -20,6 +21,7 @@ from nuclora.errors import NucloraError
 from nuclora.inference.evaluate import evaluate_tiles
 from nuclora.inference.predictor import Predictor, load_model
 from nuclora.models.checkpoints import LoadedBase, load_base
+from nuclora.models.precision import Precision, resolve_precision
 from nuclora.recipe import Recipe, load_recipe
 from nuclora.run import Evaluation, Run
 from nuclora.training.interrupt import Interrupt
@@ -164,7 +166,7 @@ class CrossValidation:
 
         with Interrupt() as interrupt:
             if accelerator.is_main_process:
-                run.begin_session()
+                run.begin_session(work.precision)
             if self.zero_shot and accelerator.is_main_process:
                 with locked(None):
                     work.evaluate_zero_shot(base, chosen, interrupt)
@@ -189,6 +191,7 @@ class _Work:
         self.tiles = tiles
         self.weights = weights
         self.accelerator = accelerator
+        self.precision = cast(Precision, accelerator.mixed_precision)
         self.monitor = monitor
 
     def train(self, fold: int, interrupt: Interrupt) -> None:
@@ -218,7 +221,7 @@ class _Work:
             input_size=size,
             normalise=base.normalise,
             device=self.accelerator.device,
-            precision=self.run.recipe.train.precision,
+            precision=self.precision,
             multimask_points=True,
             settings=settings,
         )
@@ -247,7 +250,7 @@ class _Work:
             self.run.adapter_folder(fold),
             weights=self.weights,
             device=self.accelerator.device,
-            precision=self.run.recipe.train.precision,
+            precision=self.precision,
         )
 
     def _evaluate(
@@ -283,9 +286,10 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     # One process evaluates while the others wait, for longer than the default time-out.
     # Without a GPU accelerate joins the processes of torchrun only when told that the CPU is meant.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
+    found = torch.accelerator.current_accelerator(check_available=True)
     return Accelerator(
-        cpu=not alone and not torch.accelerator.is_available(),
-        mixed_precision=recipe.train.precision,
+        cpu=not alone and found is None,
+        mixed_precision=resolve_precision(recipe.train.precision, found or torch.device("cpu")),
         kwargs_handlers=[
             DistributedDataParallelKwargs(find_unused_parameters=True),
             InitProcessGroupKwargs(timeout=datetime.timedelta(days=7)),

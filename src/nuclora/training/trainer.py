@@ -7,7 +7,7 @@ import json
 import math
 import time
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import psutil
@@ -24,6 +24,7 @@ from nuclora.metrics import score
 from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import LoadedBase
 from nuclora.models.lora import adapt
+from nuclora.models.precision import Precision
 from nuclora.recipe import Recipe
 from nuclora.run import Run, usable_cores
 from nuclora.training.allocator import keep_freed_memory
@@ -250,7 +251,7 @@ class FoldTrainer:
             input_size=self.size,
             normalise=self.normalise,
             device=self.accelerator.device,
-            precision=self.recipe.train.precision,
+            precision=cast(Precision, self.accelerator.mixed_precision),
             dense=self.recipe.dense,
         )
         # Boxes from the truth where the model is made for prompts.
