@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from nuclora.errors import NucloraError
+from nuclora.inference.openvino import OpenVinoNetwork, convert
 from nuclora.inference.predictor import Predictor
 from nuclora.models.checkpoints import load_base
 from nuclora.models.sam import NucleiSam
@@ -25,8 +25,8 @@ def model(tiny_sam_folder: Path) -> NucleiSam:
     return sam
 
 
-def _predictor(model: NucleiSam, **options: Any) -> Predictor:
-    return Predictor(model, input_size=64, normalise="unit", dense=DENSE, **options)
+def _predictor(model: NucleiSam, network: OpenVinoNetwork | None = None) -> Predictor:
+    return Predictor(model, input_size=64, normalise="unit", dense=DENSE, network=network)
 
 
 @pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-3), ("bf16", 1.0)])
@@ -34,7 +34,7 @@ def test_maps_are_those_of_torch(model, precision, tolerance):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'nuclora[openvino]'")
     image = np.random.default_rng(0).integers(0, 256, (130, 100, 3), dtype=np.uint8)
     expected = _predictor(model).maps(image, 2)
-    found = _predictor(model, precision=precision, backend="openvino").maps(image, 2)
+    found = _predictor(model, OpenVinoNetwork(convert(model, 64, DENSE.window), precision)).maps(image, 2)
     # Offsets are in pixels, up to some tens; the other maps are within 0..1.
     np.testing.assert_allclose(found.values, expected.values, atol=tolerance)
     assert np.abs(found.values[:3] - expected.values[:3]).max() < tolerance / 5
@@ -44,11 +44,11 @@ def test_maps_are_those_of_torch(model, precision, tolerance):
 def test_what_it_cannot_compute_is_refused(model):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'nuclora[openvino]'")
     with pytest.raises(NucloraError, match="does not compute in fp16"):
-        _predictor(model, precision="fp16", backend="openvino")
+        OpenVinoNetwork(convert(model, 64, DENSE.window), "fp16")
 
 
 def test_without_openvino_the_way_to_get_it_is_told(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(NucloraError, match="needs OpenVINO") as caught:
-        _predictor(model, backend="openvino")
+        convert(model, 64, DENSE.window)
     assert caught.value.mend == "pip install 'nuclora[openvino]'"

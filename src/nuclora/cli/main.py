@@ -26,6 +26,7 @@ from nuclora.cli import (
     folds,
     params,
     predict,
+    quantize,
     report,
     train,
     tune,
@@ -59,6 +60,7 @@ app.command()(evaluate.evaluate)
 app.command()(report.report)
 app.command()(predict.predict)
 app.command()(export.export)
+app.command()(quantize.quantize)
 
 
 def _print_version(asked: bool) -> None:

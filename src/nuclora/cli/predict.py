@@ -63,7 +63,9 @@ def predict(
         bool, typer.Option("--overwrite", help="Make all outputs anew, in place of what is there.")
     ] = False,
     weights: Weights = None,
-    precision: Annotated[str, typer.Option(help="Compute in this: no (float32), bf16 or fp16.")] = "no",
+    precision: Annotated[
+        str, typer.Option(help="Compute in this: no (float32), bf16, fp16, or int8 (nuclora quantize).")
+    ] = "no",
     backend: Annotated[str, typer.Option(help="Run the network by this: torch or, on a CPU, openvino.")] = "torch",
     engine: EngineName = "local",
     worker_cpus: WorkerCpus = None,

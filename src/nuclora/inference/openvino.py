@@ -2,60 +2,106 @@
 
 from __future__ import annotations
 
+import importlib
 import warnings
-from typing import TYPE_CHECKING, Final
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nuclora.errors import NucloraError
+from nuclora.models.adapter import INT8
 from nuclora.models.dense_sam import DenseSam
+from nuclora.models.precision import Precision
 
-if TYPE_CHECKING:
-    from nuclora.models.precision import Precision
-
-_HINTS: Final = {"no": "f32", "bf16": "bf16"}
+_HINTS: Final[dict[Precision, str]] = {"no": "f32", "bf16": "bf16"}
 
 
 class OpenVinoNetwork:
     """What a call of the model gives, compiled for this CPU and one window at a time.
 
     Args:
-        model: With a dense decoder, on the CPU, in evaluation mode.
-        input_size: Side S of what the encoder sees, in pixels.
-        window: Side of a window, in pixels.
+        network: OpenVINO's model, as of :func:`convert` or :func:`read_int8`.
         precision: `no` for float32 or `bf16`.
 
     Raises:
-        NucloraError: OpenVINO is not installed, or does not compute in this precision.
+        NucloraError: OpenVINO does not compute in this precision.
     """
 
-    def __init__(self, model: DenseSam, input_size: int, window: int, precision: Precision) -> None:
-        try:
-            import openvino
-        except ImportError as error:
-            raise NucloraError("--backend openvino needs OpenVINO", mend="pip install 'nuclora[openvino]'") from error
+    def __init__(self, network: Any, precision: Precision) -> None:
         if precision not in _HINTS:
-            raise NucloraError(f"OpenVINO does not compute in {precision} here", mend="--precision bf16 or no")
-        examples = torch.zeros(1, 3, input_size, input_size), torch.zeros(1, 3, window, window)
-        # The fused attention kernels cannot be taken apart into what OpenVINO knows.
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
-            # PyTorch's export calls what PyTorch itself has deprecated.
-            warnings.simplefilter("ignore", FutureWarning)
-            program = torch.export.export(model, examples, strict=False)
-            network = openvino.convert_model(program)
-        self._compiled = openvino.Core().compile_model(
-            network,
-            "CPU",
-            {
-                "INFERENCE_PRECISION_HINT": _HINTS[precision],
-                "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-                "PERFORMANCE_HINT": "LATENCY",
-            },
+            raise NucloraError(f"OpenVINO does not compute in {precision} here", mend="--precision bf16, int8 or no")
+        self._compiled = (
+            require_openvino()
+            .Core()
+            .compile_model(
+                network,
+                "CPU",
+                {
+                    "INFERENCE_PRECISION_HINT": _HINTS[precision],
+                    "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+                    "PERFORMANCE_HINT": "LATENCY",
+                },
+            )
         )
 
     def __call__(self, pixel_values: Tensor, own: Tensor) -> Tensor:
         """As :meth:`nuclora.models.dense_sam.DenseSam.forward`, of one window, in float32."""
         result = self._compiled([pixel_values.numpy(), own.numpy()])[0]
         return torch.from_numpy(result.copy())
+
+
+def convert(model: DenseSam, input_size: int, window: int) -> Any:
+    """OpenVINO's form of a network, for one window at a time.
+
+    Args:
+        model: With a dense decoder, on the CPU.
+        input_size: Side S of what the encoder sees, in pixels.
+        window: Side of a window, in pixels.
+
+    Raises:
+        NucloraError: OpenVINO is not installed.
+    """
+    openvino = require_openvino()
+    examples = torch.zeros(1, 3, input_size, input_size), torch.zeros(1, 3, window, window)
+    # The fused attention kernels cannot be taken apart into what OpenVINO knows.
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+        # PyTorch's export calls what PyTorch itself has deprecated.
+        warnings.simplefilter("ignore", FutureWarning)
+        return openvino.convert_model(torch.export.export(model.eval(), examples, strict=False))
+
+
+def read_int8(adapter: Path) -> Any:
+    """The network in 8 bits of an adapter.
+
+    Args:
+        adapter: What :func:`nuclora.inference.quantize.quantize_adapter` wrote.
+
+    Raises:
+        NucloraError: OpenVINO is not installed, or the adapter has no such network, or a damaged one.
+    """
+    openvino = require_openvino()
+    path = adapter / f"{INT8}.xml"
+    if not path.is_file():
+        raise NucloraError("this adapter has no network in int8", path=adapter, mend="make one with nuclora quantize")
+    try:
+        return openvino.Core().read_model(path)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[-160:]
+        raise NucloraError(
+            f"not a network that OpenVINO reads ({reason})", path=path, mend="make it again with nuclora quantize"
+        ) from error
+
+
+def require_openvino() -> Any:
+    """OpenVINO's package.
+
+    Raises:
+        NucloraError: It is not installed.
+    """
+    try:
+        return importlib.import_module("openvino")
+    except ImportError as error:
+        raise NucloraError("--backend openvino needs OpenVINO", mend="pip install 'nuclora[openvino]'") from error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, cast
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from nuclora.data.prompts import to_input_frame
 from nuclora.data.targets import MAPS, OFFSETS, STRIDE
@@ -25,18 +26,19 @@ from nuclora.models.checkpoints import load_base
 from nuclora.models.dense_adapter import load_dense_adapter
 from nuclora.models.dense_decoder import activate
 from nuclora.models.dense_sam import DenseSam
-from nuclora.models.precision import TYPES, Precision, resolve_precision
+from nuclora.models.precision import AUTOCAST, Precision, resolve_precision
 from nuclora.models.preprocess import Normalise, prepare
 from nuclora.recipe import AskedPrecision, DenseSettings, EvaluateSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from nuclora.inference.openvino import OpenVinoNetwork
     from nuclora.models.sam import NucleiSam
 
 Backend = Literal["torch", "openvino"]
 BACKENDS: tuple[Backend, ...] = ("torch", "openvino")
+DenseNetwork = Callable[[Tensor, Tensor], Tensor]
+"""As :meth:`nuclora.models.dense_sam.DenseSam.forward`."""
 _CHUNK = 64
 # Neighbouring windows share a quarter of their side.
 _MARGINS = 4
@@ -106,10 +108,7 @@ class Predictor:
         dense: The recipe's settings of the dense decoder, where the model has one: `automatic` then goes by it.
         settings: How to segment unless told otherwise.
         calibration: See :func:`nuclora.inference.scores.calibrate`.
-        backend: What runs the network of the dense decoder; prompts are always PyTorch's.
-
-    Raises:
-        NucloraError: OpenVINO is asked for, and is not installed or cannot do it.
+        network: What runs the network of the dense decoder in place of the model; prompts are always the model's.
     """
 
     def __init__(
@@ -126,11 +125,9 @@ class Predictor:
         dense: DenseSettings | None = None,
         settings: EvaluateSettings | None = None,
         calibration: Calibration = (),
-        backend: Backend = "torch",
+        network: DenseNetwork | None = None,
     ) -> None:
-        # By what it has: to know PEFT's class, PEFT would have to be imported.
-        base_model = getattr(model, "get_base_model", None)
-        sam: DenseSam = model if base_model is None else base_model()
+        sam = base_of(model)
         self.model = sam.to(device)
         self.input_size = input_size
         self.normalise = normalise
@@ -142,7 +139,7 @@ class Predictor:
         self.dense = dense
         self.settings = settings or EvaluateSettings()
         self.calibration = calibration
-        self._network = self._dense_network(backend)
+        self._network: DenseNetwork = network or sam
 
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
         """Encode an image, uint8 (H, W, 3), of any height and width."""
@@ -268,12 +265,20 @@ class Predictor:
         apart = np.hypot(*(seen[:, OFFSETS] - mean[OFFSETS]).swapaxes(0, 1)).mean(0)
         return np.concatenate([mean, apart[None]])
 
-    def _view_maps(self, window: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Maps of one square window, (5, side / 2, side / 2)."""
+    def window_inputs(self, window: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """What the network sees of a window, uint8 (side, side, 3): at the input's size, and at its own.
+
+        Returns:
+            (1, 3, S, S) and (1, 3, side, side), normalised, on the predictor's device.
+        """
         pixels = prepare(window, self.input_size, self.normalise, antialias=True)[None].to(self.device)
         own = prepare(window, window.shape[0], self.normalise)[None].to(self.device)
+        return pixels, own
+
+    def _view_maps(self, window: NDArray[np.uint8]) -> NDArray[np.float32]:
+        """Maps of one square window, (5, side / 2, side / 2)."""
         with torch.inference_mode(), self._autocast():
-            raw = self._network(pixels, own)
+            raw = self._network(*self.window_inputs(window))
         maps: NDArray[np.float32] = activate(raw)[0].numpy(force=True)
         return maps
 
@@ -321,18 +326,17 @@ class Predictor:
         """
         return segment(self, image, labels, protocol, settings or self.settings)
 
-    def _dense_network(self, backend: Backend) -> DenseSam | OpenVinoNetwork:
-        if self.dense is None or backend == "torch":
-            return self.model
-        if self.device.type != "cpu":
-            raise NucloraError(f"OpenVINO is for CPUs, and this computes on {self.device}", mend="--backend torch")
-        # Only here: its import is not for every start.
-        from nuclora.inference.openvino import OpenVinoNetwork
-
-        return OpenVinoNetwork(self.model.eval(), self.input_size, self.dense.window, self.precision)
-
     def _autocast(self) -> torch.autocast:
-        return torch.autocast(self.device.type, dtype=TYPES[self.precision], enabled=self.precision != "no")
+        dtype = AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+
+def base_of(model: DenseSam | PeftModel) -> DenseSam:
+    """The network itself, of one that PEFT may have wrapped."""
+    # By what it has: to know PEFT's class, PEFT would have to be imported.
+    unwrap = getattr(model, "get_base_model", None)
+    sam: DenseSam = model if unwrap is None else unwrap()
+    return sam
 
 
 def load_model(
@@ -340,7 +344,7 @@ def load_model(
     *,
     weights: str | Path | None = None,
     device: str | torch.device | None = None,
-    precision: AskedPrecision = "no",
+    precision: Precision | AskedPrecision = "no",
     input_size: int | None = None,
     backend: Backend = "torch",
     prompts: bool = True,
@@ -351,7 +355,8 @@ def load_model(
         source: Folder of an adapter, or name of a base (`mobile_sam`, `sam_vit_b`, ...).
         weights: The base's weights; by default they are looked for.
         device: Where to compute; by default CUDA if there is any, else the CPU.
-        precision: `bf16` or `fp16` computes in it where that is safe; `auto` in `bf16` where the device is fast in it.
+        precision: `bf16` or `fp16` computes in it where that is safe; `auto` in `bf16` where the device is fast in it;
+            `int8` is for OpenVINO and an adapter of :func:`nuclora.inference.quantize.quantize_adapter`.
         input_size: Side of the square input; by default the one that the model was trained on.
         backend: `openvino` computes maps faster on a CPU (extra `openvino`), and takes seconds to start.
         prompts: False may leave out what only prompts need: an adapter with a dense decoder is then ready in half
@@ -362,7 +367,7 @@ def load_model(
 
     Raises:
         NucloraError: No such adapter or base, its weights are not at hand, or they are not those it was trained on;
-            or as :class:`Predictor`.
+            or the backend is not installed or does not compute so.
     """
     path = Path(weights) if weights is not None else None
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -380,17 +385,41 @@ def load_model(
         trained_size, normalise, calibration = card.input_size, card.normalise, card.calibration
         recipe = read_recipe(folder, card)
         settings = tuned_settings(card, recipe)
+    chosen = resolve_precision(precision, place)
+    size = input_size or trained_size
+    dense = recipe.dense if recipe else None
+    if chosen == "int8" and (backend != "openvino" or dense is None or size != trained_size):
+        raise NucloraError(
+            "int8 is for OpenVINO and adapters with a dense decoder, at their own input size",
+            mend="--backend openvino, or another --precision",
+        )
+    network: DenseNetwork | None = None
+    if backend == "openvino" and dense is not None:
+        if place.type != "cpu":
+            raise NucloraError(f"OpenVINO is for CPUs, and this computes on {place}", mend="--backend torch")
+        network = _openvino_network(model, Path(source), size, dense.window, chosen)
     return Predictor(
         model,
-        input_size=input_size or trained_size,
+        input_size=size,
         normalise=normalise,
         device=place,
-        precision=resolve_precision(precision, place),
+        precision=chosen,
         chunk=recipe.prompts.chunk if recipe else _CHUNK,
         multimask_points=recipe is None,
         iou_trained=recipe is None or recipe.loss.iou > 0,
-        dense=recipe.dense if recipe else None,
+        dense=dense,
         settings=settings,
         calibration=calibration,
-        backend=backend,
+        network=network,
     )
+
+
+def _openvino_network(
+    model: DenseSam | PeftModel, folder: Path, size: int, window: int, precision: Precision
+) -> DenseNetwork:
+    # Only here: its import is not for every start.
+    from nuclora.inference.openvino import OpenVinoNetwork, convert, read_int8
+
+    if precision == "int8":
+        return OpenVinoNetwork(read_int8(folder), "no")
+    return OpenVinoNetwork(convert(base_of(model), size, window), precision)

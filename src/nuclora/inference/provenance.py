@@ -6,7 +6,7 @@ import hashlib
 from pathlib import Path
 
 from nuclora.errors import NucloraError
-from nuclora.models.adapter import CARD, CONFIG, AdapterCard, read_recipe, tuned_settings
+from nuclora.models.adapter import CARD, CONFIG, INT8, AdapterCard, read_recipe, tuned_settings
 from nuclora.recipe import EvaluateSettings, change_evaluation
 
 
@@ -42,7 +42,8 @@ def identify_adapter(adapter: Path, card: AdapterCard) -> dict[str, str]:
         card: Its card.
     """
     digest = hashlib.sha256()
-    for file in (adapter / CARD, adapter / CONFIG, *sorted(adapter.glob("*.safetensors"))):
+    networks = *sorted(adapter.glob("*.safetensors")), *sorted(adapter.glob(f"{INT8}.*"))
+    for file in (adapter / CARD, adapter / CONFIG, *networks):
         digest.update(f"{file.name} {hash_file(file)}\n".encode())
     return {"base": card.base, "base_sha256": card.base_sha256, "adapter_sha256": digest.hexdigest()}
 

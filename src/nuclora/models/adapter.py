@@ -33,6 +33,8 @@ CARD = "nuclora.json"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 DENSE_WEIGHTS = "dense_decoder.safetensors"
+INT8 = "dense_int8"
+"""The network in 8 bits, in the `.xml` and `.bin` that OpenVINO writes."""
 MIN_SIZE = "min_size"
 SHIPPED = "embedded"
 

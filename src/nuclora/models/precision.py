@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import torch
 
 from nuclora.recipe import AskedPrecision
 
-Precision = Literal["no", "bf16", "fp16"]
-TYPES: Final[dict[Precision, torch.dtype]] = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-PRECISIONS: Final[tuple[Precision, ...]] = tuple(TYPES)
+Precision = Literal["no", "bf16", "fp16", "int8"]
+PRECISIONS: Final[tuple[Precision, ...]] = get_args(Precision)
+AUTOCAST: Final[dict[Precision, torch.dtype]] = {"bf16": torch.bfloat16, "fp16": torch.float16}
+"""Of those that PyTorch computes in by autocasting."""
 # Intel and AMD from Sapphire Rapids and Zen 4 on; ARM's Neoverse V1 and N2. Others compute bfloat16 in software.
 _FAST: Final = re.compile(r"\b(amx_bf16|avx512_bf16|bf16)\b")
 _AMPERE: Final = (8, 0)
 
 
-def resolve_precision(asked: AskedPrecision, device: torch.device) -> Precision:
+def resolve_precision(asked: Precision | AskedPrecision, device: torch.device) -> Precision:
     """Settle what a device computes in.
 
     Args:

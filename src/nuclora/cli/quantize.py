@@ -1,0 +1,37 @@
+"""`nuclora quantize`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from nuclora.cli.options import Weights
+
+
+def quantize(
+    images: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE...", help="Images like those to be predicted: files, folders and globs."),
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", help="New folder for the copy.", show_default=False)],
+    adapter: Annotated[
+        Path | None,
+        typer.Option("--adapter", "-a", help="Folder of an adapter.", show_default="the one nuclora carries"),
+    ] = None,
+    weights: Weights = None,
+) -> None:
+    """Copy an adapter with its network in 8 bits too, which processors without fast bfloat16 are quicker in."""
+    from nuclora.data.tiles import counted
+    from nuclora.inference.quantize import quantize_adapter
+    from nuclora.models.adapter import shipped_adapter
+
+    made = quantize_adapter(adapter or shipped_adapter(), images, out, weights)
+    size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
+    typer.echo(f"{out}: {size:.1f} MB, its network in 8 bits by {counted(made.calibrated, 'window')} of the images")
+    typer.echo(
+        f"in {counted(made.checked, 'window')} it finds {made.nuclei} nuclei, in float32 {made.nuclei_float}; "
+        f"PQ of the one against the other {made.pq:.3f}"
+    )
+    typer.echo(f"use it with: nuclora predict IMAGE... -a {out} --backend openvino --precision int8")
