@@ -83,6 +83,11 @@ def test_version():
     assert (done.returncode, done.stdout, done.stderr) == (0, f"nuclora {version('nuclora')}\n", "")
 
 
+def test_it_runs_as_a_module():
+    done = subprocess.run([sys.executable, "-m", "nuclora", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"nuclora {version('nuclora')}\n"
+
+
 def test_no_command_shows_the_help():
     done = _nuclora()
     assert "Usage:" in done.stdout + done.stderr

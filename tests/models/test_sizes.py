@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from nuclora.errors import NucloraError
 from nuclora.models.checkpoints import build_base, load_base
 from nuclora.models.sam import NucleiSam
-from nuclora.models.tiny_vit import TinyViT, TinyViTConfig, WindowAttention
+from nuclora.models.tiny_vit import TinyViT, TinyViTConfig, WindowAttention, biased_attention
 
 
 def _model(name: str, folder: Path) -> NucleiSam:
@@ -113,6 +114,21 @@ def test_batch_norms_never_learn() -> None:
     training = encoder(pixels)
     assert all(torch.equal(buffer, before[name]) for name, buffer in encoder.named_buffers())
     torch.testing.assert_close(training, encoder.eval()(pixels))
+
+
+@pytest.mark.parametrize("bias_trains", [False, True])
+def test_attention_and_its_gradients_are_those_of_pytorchs(bias_trains: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(3, 2, 9, 4)] * 3 + [(2, 9, 9)]
+    first = [torch.randn(shape, generator=generator, dtype=torch.float64) for shape in shapes]
+    results = []
+    for attend in (biased_attention, lambda q, k, v, b: F.scaled_dot_product_attention(q, k, v, attn_mask=b[None])):
+        *qkv, bias = [tensor.clone().requires_grad_() for tensor in first]
+        attended = attend(*qkv, bias.requires_grad_(bias_trains))
+        attended.square().sum().backward()
+        results.append([attended, *(tensor.grad for tensor in [*qkv, bias] if tensor.requires_grad)])
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected)
 
 
 @torch.no_grad()
