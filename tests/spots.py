@@ -41,6 +41,7 @@ class SpotPredictor(Predictor):
         self.dense = DenseSettings(window=window)
         self.settings = SETTINGS
         self.calibration = ()
+        self.microns_per_pixel = None
         self.seen = 0
 
     def window_planes(self, window: np.ndarray, count: int) -> np.ndarray:

@@ -33,7 +33,7 @@ class FakePredictor:
 
     settings: EvaluateSettings
 
-    def nuclei(self, image: np.ndarray, settings: EvaluateSettings) -> Nuclei:
+    def nuclei(self, image: np.ndarray, settings: EvaluateSettings, *, mpp: float | None = None) -> Nuclei:
         self.settings = settings
         labels, count = ndimage.label(image.mean(axis=2) < 128)
         return Nuclei(labels.astype(np.int32), np.full(count, 0.75, np.float32))

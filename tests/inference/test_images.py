@@ -19,8 +19,9 @@ from scipy import ndimage
 from nuclora.data.images import read_image
 from nuclora.errors import NucloraError
 from nuclora.files import AppendLog
-from nuclora.inference import hashes, provenance
+from nuclora.inference import hashes, provenance, scale
 from nuclora.inference import image_worker as module
+from nuclora.inference.canvas import SlideOptions
 from nuclora.inference.engine import LocalEngine, Progress
 from nuclora.inference.image_files import find_images
 from nuclora.inference.images import Outcome, predict_images
@@ -39,7 +40,7 @@ class FakePredictor:
         self.seen: list[tuple[int, ...]] = []
         self.settings: list[EvaluateSettings] = []
 
-    def nuclei(self, image: np.ndarray, settings: EvaluateSettings) -> Nuclei:
+    def nuclei(self, image: np.ndarray, settings: EvaluateSettings, *, mpp: float | None = None) -> Nuclei:
         self.seen.append(image.shape)
         self.settings.append(settings)
         labels, count = ndimage.label(image.mean(axis=2) < 128)
@@ -380,12 +381,39 @@ def test_damaged_notes_are_named(prediction: Prediction) -> None:
 
 
 def test_an_image_that_the_model_fails_on_is_named(prediction: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
-    def nuclei(image: np.ndarray, settings: EvaluateSettings) -> Nuclei:
+    def nuclei(image: np.ndarray, settings: EvaluateSettings, *, mpp: float | None = None) -> Nuclei:
         raise NucloraError("the maps have values that are not finite")
 
     monkeypatch.setattr(prediction.predictor, "nuclei", nuclei)
     with pytest.raises(NucloraError, match=r"im 0\.png: the maps have values"):
         prediction()
+
+
+def test_images_are_rescaled_by_their_microns(prediction: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def nuclei(image: np.ndarray, settings: EvaluateSettings, *, mpp: float | None = None) -> Nuclei:
+        seen.append(mpp)
+        return FakePredictor.nuclei(prediction.predictor, image, settings)
+
+    monkeypatch.setattr(prediction.predictor, "nuclei", nuclei)
+    prediction(microns_per_pixel=0.5, slides=SlideOptions(0.5, 0.25))
+    assert seen == [0.5] * 3
+    # Made otherwise, were it only that the adapter's scale is known now.
+    with pytest.raises(NucloraError, match="scale"):
+        prediction(microns_per_pixel=0.5)
+
+
+def test_an_image_too_large_to_be_rescaled_stops_no_other(
+    prediction: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scale, "MAX_PIXELS", 100_000)
+    Image.fromarray(np.full((200, 200, 3), 200, np.uint8)).save(prediction.inputs / "large.png")
+    outcome = prediction(microns_per_pixel=0.5, slides=SlideOptions(0.5, 0.25))
+    assert len(outcome.rows) == 3
+    (failure,) = outcome.failures
+    assert "enlarged 2 times" in str(failure)
+    assert failure.path == prediction.inputs / "large.png"
 
 
 def test_an_image_without_nuclei(prediction: Prediction) -> None:

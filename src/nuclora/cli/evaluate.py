@@ -64,12 +64,12 @@ def evaluate(
     from nuclora.errors import NucloraError
     from nuclora.inference.protocols import PROTOCOLS
     from nuclora.inference.standalone import evaluate_source, find_source
-    from nuclora.models.precision import PRECISIONS, Precision
+    from nuclora.models.precision import AUTOCAST, Precision
     from nuclora.recipe import change_evaluation
     from nuclora.training.interrupt import Interrupt
 
     model, data = _model_and_data(places, base)
-    for name, known in ((precision, PRECISIONS), *((protocol, PROTOCOLS) for protocol in protocols or ())):
+    for name, known in ((precision, ("no", *AUTOCAST)), *((protocol, PROTOCOLS) for protocol in protocols or ())):
         if name not in known:
             raise NucloraError(f"no such choice: {name}", mend=f"choose one of {', '.join(known)}")
     tiles = open_tiles(data, data_format)

@@ -48,7 +48,8 @@ def predict(
             "--mpp",
             min=0.001,
             max=100,
-            help="Microns per pixel: of images, for areas in square microns; of slides in place of what the file says.",
+            help="Microns per pixel: of images, which are rescaled by it to what the adapter knows; "
+            "of slides, in place of what the file says.",
         ),
     ] = None,
     region: Annotated[

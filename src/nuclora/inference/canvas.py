@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.errors import NucloraError
+from nuclora.inference.scale import scale_to
 from nuclora.inference.tissue import MICRONS_PER_PIXEL, tissue_mask
 from nuclora.io.pyramid import Slide
 from nuclora.io.slides import open_slide
@@ -134,10 +135,7 @@ def make_canvas(slide: Slide, region: Region | None, adapters_microns: float | N
         )
     region = region or Region(0, 0, slide.width, slide.height)
     _require_inside(region, slide)
-    scale = adapters_microns / slide.microns_per_pixel if adapters_microns is not None else 1.0
-    # Half a percent of a nucleus is nothing that resampling would not spoil more.
-    scale = 1.0 if abs(scale - 1) < 0.005 else scale
-    return Canvas(slide, region, scale, slide.microns_per_pixel)
+    return Canvas(slide, region, scale_to(adapters_microns, slide.microns_per_pixel), slide.microns_per_pixel)
 
 
 def find_tissue(canvas: Canvas, everywhere: bool = False) -> Tissue:

@@ -61,7 +61,7 @@ def evaluate_tiles(
         encoded = None
         for protocol in lacking[tile.name]:
             if protocol == "automatic" and predictor.dense is not None:
-                nuclei = predictor.nuclei(sample.image, settings)
+                nuclei = predictor.nuclei(sample.image, settings, mpp=tile.microns_per_pixel)
                 labels, outcomes = nuclei.labels, nucleus_outcomes(sample, nuclei)
             else:
                 encoded = encoded or predictor.encode(sample.image)

@@ -18,6 +18,7 @@ from nuclora.inference.image_files import ImageFile
 from nuclora.inference.jobs import How, Job
 from nuclora.inference.outputs import Row
 from nuclora.inference.predictor import Nuclei, Predictor
+from nuclora.inference.scale import require_room
 from nuclora.io.coco import nucleus_annotations, write_coco
 from nuclora.io.geojson import write_geojson
 from nuclora.io.labels import write_labels
@@ -51,8 +52,9 @@ class ImageWorker:
         """Read an image; why that cannot be, if so."""
         try:
             self._pixels = read_image(job.image.path)
+            require_room(self._pixels.shape[:2], self.how.image_scale)
         except NucloraError as error:
-            return error
+            return NucloraError(error.reason, path=job.image.path, mend=error.mend)
         self._image = job.image
         return None
 
@@ -60,7 +62,7 @@ class ImageWorker:
         """Find the nuclei of the image that was read."""
         predictor = self.predictor()
         self._began = time.monotonic()
-        self._nuclei = predictor.nuclei(self._pixels, self.how.settings)
+        self._nuclei = predictor.nuclei(self._pixels, self.how.settings, mpp=self.how.microns_per_pixel)
 
     def write(self, paths: Mapping[str, Path]) -> Row:
         """Write what was found into files by format; what the summary says of it."""

@@ -171,6 +171,9 @@ def predict_images(
     outcome.failures.extend(failed[job.image.name] for job in work if job.image.name in failed)
     done = (folder.records[job.image.name].row for job in jobs if job.image.name not in failed)
     outcome.rows.extend(row for row in done if row is not None)
-    if how.slides.adapters_microns is None and any(job.is_slide for job in jobs):
+    known = how.slides.adapters_microns
+    if known is None and any(job.is_slide or how.microns_per_pixel for job in jobs):
         outcome.notes.append("not rescaled: the adapter does not say at how many microns per pixel it was trained")
+    elif known is not None and how.microns_per_pixel is None and not all(job.is_slide for job in jobs):
+        outcome.notes.append(f"images are taken for {known:g} microns per pixel: --mpp where they are not")
     return outcome

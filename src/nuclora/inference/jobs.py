@@ -12,6 +12,7 @@ from nuclora.errors import NucloraError
 from nuclora.inference.canvas import SlideOptions, open_canvas
 from nuclora.inference.image_files import ImageFile
 from nuclora.inference.predictor import Predictor
+from nuclora.inference.scale import scale_to
 from nuclora.io.slides import is_slide
 from nuclora.recipe import EvaluateSettings
 
@@ -25,7 +26,7 @@ class How:
         load: Loads the model; called only where there is something to do.
         formats: Which of :data:`nuclora.inference.outputs.FORMATS` to write.
         settings: How to segment.
-        microns_per_pixel: Of images, where known.
+        microns_per_pixel: Of images, where known; they are rescaled by it to what the adapter knows.
         slides: How slides are taken.
         overwrite: Make all outputs anew, and replace what they were made from before.
     """
@@ -37,6 +38,11 @@ class How:
     microns_per_pixel: float | None = None
     slides: SlideOptions = field(default_factory=SlideOptions)
     overwrite: bool = False
+
+    @property
+    def image_scale(self) -> float:
+        """Pixels of an image, not a slide, for each pixel that the model sees."""
+        return scale_to(self.slides.adapters_microns, self.microns_per_pixel)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,8 @@ def make_job(image: ImageFile, sha256: str, how: How) -> Job:
         NucloraError: It is a slide that cannot be opened.
     """
     if not is_slide(image.path, MAX_PIXELS):
-        return Job(image, sha256, how.made_by, is_slide=False)
+        taken = {} if how.image_scale == 1 else {"scale": how.image_scale}
+        return Job(image, sha256, how.made_by | taken, is_slide=False)
     identity, taken = _describe(image.path, how.slides)
     return Job(image, sha256 + identity, how.made_by | taken, is_slide=True)
 

@@ -177,7 +177,8 @@ class OutputFolder:
                     path=self.root / image.name,
                     mend=_MEND,
                 )
-            if differing := [key for key, value in made_by.items() if record.made_by.get(key) != value]:
+            keys = {**record.made_by, **made_by}
+            if differing := [key for key in keys if record.made_by.get(key) != made_by.get(key)]:
                 raise NucloraError(
                     f"there are nuclei that were made differently: other {', '.join(differing)}",
                     path=self.root / image.name,

@@ -17,6 +17,7 @@ from nuclora.data.targets import MAPS, OFFSETS, STRIDE
 from nuclora.errors import NucloraError
 from nuclora.inference.merge import MASK_THRESHOLD, Mask, crop_masks
 from nuclora.inference.protocols import segment
+from nuclora.inference.scale import labels_back, rescale, scale_to
 from nuclora.inference.scores import Calibration, expected_ious, find_nuclei
 from nuclora.inference.views import show, undo, views
 from nuclora.inference.windows import Known, Part, predict_windows
@@ -109,6 +110,7 @@ class Predictor:
         settings: How to segment unless told otherwise.
         calibration: See :func:`nuclora.inference.scores.calibrate`.
         network: What runs the network of the dense decoder in place of the model; prompts are always the model's.
+        microns_per_pixel: Of the tiles that it was trained on, where known.
     """
 
     def __init__(
@@ -126,6 +128,7 @@ class Predictor:
         settings: EvaluateSettings | None = None,
         calibration: Calibration = (),
         network: DenseNetwork | None = None,
+        microns_per_pixel: float | None = None,
     ) -> None:
         sam = base_of(model)
         self.model = sam.to(device)
@@ -139,6 +142,7 @@ class Predictor:
         self.dense = dense
         self.settings = settings or EvaluateSettings()
         self.calibration = calibration
+        self.microns_per_pixel = microns_per_pixel
         self._network: DenseNetwork = network or sam
 
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
@@ -282,18 +286,25 @@ class Predictor:
         maps: NDArray[np.float32] = activate(raw)[0].numpy(force=True)
         return maps
 
-    def nuclei(self, image: NDArray[np.uint8], settings: EvaluateSettings | None = None) -> Nuclei:
+    def nuclei(
+        self, image: NDArray[np.uint8], settings: EvaluateSettings | None = None, *, mpp: float | None = None
+    ) -> Nuclei:
         """Find the nuclei of an image by the dense decoder, and say how sure each is.
 
         Args:
             image: uint8 (H, W, 3), RGB, of any size.
             settings: How to decode; by default as the adapter's card says.
+            mpp: Microns per pixel of the image. Where they are not those that the adapter was trained at, it is
+                rescaled for the model, and the labels back; by default it is taken as it is.
 
         Raises:
-            NucloraError: The model has no dense decoder.
+            NucloraError: The model has no dense decoder, or the image would be too large at its scale.
         """
         settings = settings or self.settings
-        return self.decode_maps(self.maps(image, settings.decode.views), (image.shape[0], image.shape[1]), settings)
+        scale = scale_to(self.microns_per_pixel, mpp)
+        shown = image if scale == 1 else rescale(image, scale)
+        found = self.decode_maps(self.maps(shown, settings.decode.views), (shown.shape[0], shown.shape[1]), settings)
+        return found if scale == 1 else Nuclei(*labels_back(*found, (image.shape[0], image.shape[1]), scale))
 
     def decode_maps(self, maps: Maps, shape: tuple[int, int], settings: EvaluateSettings) -> Nuclei:
         """Find the nuclei in the maps of an image.
@@ -312,6 +323,8 @@ class Predictor:
         protocol: str = "automatic",
         settings: EvaluateSettings | None = None,
         labels: NDArray[np.int32] | None = None,
+        *,
+        mpp: float | None = None,
     ) -> NDArray[np.int32]:
         """Segment the nuclei of an image.
 
@@ -320,10 +333,18 @@ class Predictor:
             protocol: One of :data:`nuclora.inference.protocols.PROTOCOLS`.
             settings: How to find and filter; by default as the adapter's card says.
             labels: The truth, int32 (H, W), which the oracle protocols take their prompts from.
+            mpp: As in :meth:`nuclei`; for `automatic` with a dense decoder.
 
         Returns:
             Labels, int32 (H, W), 1..n, 0 background.
+
+        Raises:
+            NucloraError: An unknown protocol, an oracle without the truth, or `mpp` for what is not rescaled.
         """
+        if mpp is not None:
+            if protocol != "automatic":
+                raise NucloraError(f"{protocol} rescales no image", mend="leave mpp out, or use automatic")
+            return self.nuclei(image, settings, mpp=mpp).labels
         return segment(self, image, labels, protocol, settings or self.settings)
 
     def _autocast(self) -> torch.autocast:
@@ -376,13 +397,14 @@ def load_model(
         model: DenseSam | PeftModel = base.model
         trained_size: int = base.input_size
         normalise: Normalise = base.normalise
-        recipe, settings, calibration = None, EvaluateSettings(), []
+        recipe, settings, calibration, microns = None, EvaluateSettings(), [], None
     else:
         folder = Path(source)
         without_prompts = None if prompts else load_dense_adapter(folder, path)
         model = without_prompts or load_adapter(folder, path).model
         card = read_card(folder)
         trained_size, normalise, calibration = card.input_size, card.normalise, card.calibration
+        microns = card.microns_per_pixel
         recipe = read_recipe(folder, card)
         settings = tuned_settings(card, recipe)
     chosen = resolve_precision(precision, place)
@@ -411,6 +433,7 @@ def load_model(
         settings=settings,
         calibration=calibration,
         network=network,
+        microns_per_pixel=microns,
     )
 
 
