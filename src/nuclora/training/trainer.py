@@ -86,9 +86,13 @@ class FoldTrainer:
         # AdamW without weight decay is Adam.
         optimizer = torch.optim.AdamW(_parameter_groups(self.model, self.recipe))
         self.learning_rates = [group["lr"] for group in optimizer.param_groups]
-        self.average = MovingAverage(self.model, train.ema) if train.ema else None
         loss = TileLoss(self.model, self.recipe.loss, self.recipe.prompts.chunk, self.recipe.dense)
         self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
+        # Only now, where the weights are on the device that their average must be on.
+        self.average = MovingAverage(self.model, train.ema) if train.ema else None
+        if accelerator.scaler is not None:
+            # A scale that another fold left behind would make this one depend on which folds its process had trained.
+            accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
         # A mean over tiles, unless the dense decoder's loss is in it.
         is_mean = self.recipe.dense is None
         self.gradients = BatchGradients(self.loss, is_mean, accelerator, self.plan.at_once)
