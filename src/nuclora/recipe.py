@@ -168,7 +168,8 @@ class TrainSettings(_Strict):
     def _auto_finds_the_parts(cls, fields: Any) -> Any:
         if not isinstance(fields, Mapping) or fields.get("batch_size") != _AUTO:
             return fields
-        if "accumulation" in fields:
+        # One part is what `--set train.batch_size=auto` writes, which may come on top.
+        if fields.get("accumulation", 1) != 1:
             raise ValueError("batch_size=auto finds the parts itself: drop accumulation")
         # Parts begin with the whole batch and halve where memory runs out, so the default of both says it.
         return {name: value for name, value in fields.items() if name != "batch_size"}

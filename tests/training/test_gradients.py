@@ -25,6 +25,7 @@ from nuclora.training.crossval import cross_validate
 from nuclora.training.gradients import BatchGradients
 from nuclora.training.interrupt import Stopped
 from nuclora.training.monitor import Monitor
+from nuclora.training.plan import Plan
 from nuclora.training.samples import TrainingSamples
 from nuclora.training.step import TileLoss
 
@@ -143,7 +144,16 @@ def test_out_of_memory_gives_what_smaller_parts_would(
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        # Of the driver, of the libraries that allocate for themselves, and of an Apple GPU.
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 5.05 GB, other allocations: 2.29 GB)"),
+    ],
 )
 def test_one_tile_that_does_not_fit_says_what_to_set(error, prompted, tiny_data, tiny_sam_folder, monkeypatch):
     _LittleMemory(monkeypatch, 0, error=error)
@@ -159,12 +169,17 @@ def test_another_error_is_not_taken_for_memory(prompted, tiny_data, tiny_sam_fol
         _compute(_batch_gradients(_loss(prompted, tiny_sam_folder), 2), _samples(prompted, tiny_data, 2))
 
 
-def test_several_processes_are_told_to_split_the_batch(prompted, tiny_data, tiny_sam_folder, monkeypatch):
+@pytest.mark.parametrize(("tiles", "at_once", "accumulation"), [(4, 2, 4), (4, 8, 2), (3, 3, 3), (3, 2, 3), (6, 3, 6)])
+def test_several_processes_are_told_to_split_the_batch(
+    tiles, at_once, accumulation, prompted, tiny_data, tiny_sam_folder, monkeypatch
+):
     _LittleMemory(monkeypatch, 1)
-    parts = _batch_gradients(_loss(prompted, tiny_sam_folder), 2)
+    parts = _batch_gradients(_loss(prompted, tiny_sam_folder), at_once)
     monkeypatch.setattr(Accelerator, "num_processes", 2)
-    with pytest.raises(NucloraError, match=r"none can halve .*--set train\.accumulation=4 under another -o"):
-        _compute(parts, _samples(prompted, tiny_data, 4))
+    told = rf"none can halve .*--set train\.accumulation={accumulation} under another -o"
+    with pytest.raises(NucloraError, match=told):
+        _compute(parts, _samples(prompted, tiny_data, tiles))
+    Plan(100, 2 * tiles, accumulation, processes=2, seed=0).check()
 
 
 class _StopAfter(Monitor):
