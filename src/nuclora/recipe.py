@@ -360,15 +360,19 @@ def parse_recipe(fields: Mapping[str, Any], source: str | Path) -> Recipe:
     return _validate(Recipe, fields, str(source))
 
 
+def fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a document, in one line: the field, and what it should be."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    told = {"extra_forbidden": "no such field"}.get(first["type"], first["msg"].removeprefix("Value error, "))
+    return f"{where}: {told}" if where else told
+
+
 def _validate(model: type[Settings], fields: Mapping[str, Any], source: str) -> Settings:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        told = {"extra_forbidden": "no such field"}.get(first["type"], first["msg"].removeprefix("Value error, "))
-        reason = f"{where}: {told}" if where else told
-        raise NucloraError(f"not a valid recipe: {reason}", path=source, mend="see docs/recipes.md") from error
+        raise NucloraError(f"not a valid recipe: {fault(error)}", path=source, mend="see docs/recipes.md") from error
 
 
 def _set_field(fields: dict[str, Any], override: str) -> None:
