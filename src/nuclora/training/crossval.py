@@ -18,12 +18,13 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import ALL_TILES, FoldTable, make_folds, scored_tiles
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
+from nuclora.evaluation import Evaluation
 from nuclora.inference.evaluate import evaluate_tiles
 from nuclora.inference.predictor import Predictor, load_model
 from nuclora.models.checkpoints import LoadedBase, load_base
 from nuclora.models.precision import Precision, resolve_precision
 from nuclora.recipe import Recipe, load_recipe
-from nuclora.run import Evaluation, Run
+from nuclora.run import Run
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
 from nuclora.training.plan import check_recipe, input_frame

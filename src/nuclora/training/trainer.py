@@ -20,13 +20,14 @@ from nuclora.data.tiles import Tile, TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Predictor
 from nuclora.inference.protocols import segment
+from nuclora.machine import usable_cores
 from nuclora.metrics import score
 from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import LoadedBase
 from nuclora.models.lora import adapt
 from nuclora.models.precision import Precision
 from nuclora.recipe import Recipe
-from nuclora.run import Run, usable_cores
+from nuclora.run import Run
 from nuclora.training.allocator import keep_freed_memory
 from nuclora.training.average import MovingAverage
 from nuclora.training.checkpoint import load_checkpoint, save_checkpoint, trained_state
