@@ -13,31 +13,28 @@ import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
-from torch.utils.data import DataLoader
 
 from nuclora.data.tiles import Tile, TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Predictor
-from nuclora.inference.protocols import segment
-from nuclora.machine import usable_cores
-from nuclora.metrics import score
 from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import LoadedBase
 from nuclora.models.lora import adapt
 from nuclora.models.precision import Precision
-from nuclora.recipe import Recipe
 from nuclora.run import Run
 from nuclora.training.allocator import keep_freed_memory
 from nuclora.training.average import MovingAverage
 from nuclora.training.checkpoint import load_checkpoint, save_checkpoint, trained_state
 from nuclora.training.gradients import BatchGradients
 from nuclora.training.interrupt import Interrupt
+from nuclora.training.loader import load_batches
 from nuclora.training.monitor import Monitor
+from nuclora.training.optimizer import make_optimizer
 from nuclora.training.plan import input_frame, learning_rate_factor, make_plan, split_tiles, thin, training_size
-from nuclora.training.samples import ErrorsAsItems, TrainingSample, TrainingSamples
+from nuclora.training.samples import TrainingSample, TrainingSamples
 from nuclora.training.seeds import derive_seed
 from nuclora.training.step import TileLoss
+from nuclora.training.validation import score_validation, validation_protocol
 
 _NOT_FINITE = "lower train.learning_rate or dense.learning_rate, or set train.precision=no, under another -o"
 
@@ -84,8 +81,7 @@ class FoldTrainer:
         self.model = adapt(base.model, self.recipe.adapter, seed=derive_seed(self.recipe.seed, "adapter"))
         if self.recipe.dense is not None:
             base.model.add_dense_decoder(self.recipe.dense, seed=derive_seed(self.recipe.seed, "dense decoder"))
-        # AdamW without weight decay is Adam.
-        optimizer = torch.optim.AdamW(_parameter_groups(self.model, self.recipe))
+        optimizer = make_optimizer(self.model, self.recipe)
         self.learning_rates = [group["lr"] for group in optimizer.param_groups]
         loss = TileLoss(self.model, self.recipe.loss, self.recipe.prompts.chunk, self.recipe.dense)
         self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
@@ -169,19 +165,8 @@ class FoldTrainer:
             normalise=self.normalise,
             epoch=epoch,
         )
-        cuda = self.accelerator.device.type == "cuda"
-        loader: DataLoader[TrainingSample | NucloraError] = DataLoader(
-            ErrorsAsItems(samples),
-            batch_sampler=self.plan.batches(epoch, self.accelerator.process_index, first_step),
-            collate_fn=list,
-            num_workers=min(self.recipe.train.workers, usable_cores() if cuda else usable_cores() - 1),
-            pin_memory=cuda,
-        )
-        for batch in loader:
-            for item in batch:
-                if isinstance(item, NucloraError):
-                    raise item
-            yield [sample.to(self.accelerator.device) for sample in batch]
+        batches = self.plan.batches(epoch, self.accelerator.process_index, first_step)
+        return load_batches(samples, batches, self.accelerator.device, self.recipe.train.workers)
 
     def _record_step(self, epoch: int, step: int, batches: Iterator[list[TrainingSample]]) -> None:
         """Do one optimiser step and log it."""
@@ -246,11 +231,11 @@ class FoldTrainer:
         """Score the validation tiles, and keep the best parameters."""
         if self.accelerator.is_main_process:
             with self._averaged():
-                self._score_validation(epoch, done)
+                self._record_validation(epoch, done)
         self.loss.train()
         self.accelerator.wait_for_everyone()
 
-    def _score_validation(self, epoch: int, done: int) -> None:
+    def _record_validation(self, epoch: int, done: int) -> None:
         predictor = Predictor(
             self.model.get_base_model(),
             input_size=self.size,
@@ -259,20 +244,11 @@ class FoldTrainer:
             precision=cast(Precision, self.accelerator.mixed_precision),
             dense=self.recipe.dense,
         )
-        # Boxes from the truth where the model is made for prompts.
-        protocol = "oracle-box" if self.recipe.dense is None else "automatic"
-        # One view is enough to compare steps of one training.
-        decode = self.recipe.evaluate.decode.model_copy(update={"views": 1})
-        settings = self.recipe.evaluate.model_copy(update={"decode": decode})
-        scores = []
-        for tile in self.validation_tiles:
-            sample = tile.read()
-            labels = segment(predictor, sample.image, sample.labels, protocol, settings)
-            scores.append(score(sample.labels, labels, sample.ignore))
-        means = {name: float(np.mean([row[name] for row in scores])) for name in ("dice", "aji", "pq")}
+        means = score_validation(predictor, self.validation_tiles, self.recipe)
         self.last_validation = means
-        record = {"kind": "validation", "epoch": epoch + 1, "step": done, "protocol": protocol}
-        self._write_record({**record, "tiles": len(scores), **means})
+        record = {"kind": "validation", "epoch": epoch + 1, "step": done}
+        protocol = validation_protocol(self.recipe)
+        self._write_record({**record, "protocol": protocol, "tiles": len(self.validation_tiles), **means})
         if self.recipe.train.select == "best" and means["pq"] > self.best_score:
             self.best_score = means["pq"]
             save_checkpoint(self.run.best_path(self.fold), self.model, None, {"step": done, **means})
@@ -335,23 +311,6 @@ class FoldTrainer:
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.accelerator.device) / 1e6
         return float(psutil.Process().memory_info().rss) / 1e6
-
-
-def _parameter_groups(model: PeftModel, recipe: Recipe) -> list[dict[str, Any]]:
-    """The parameters that train, with their learning rates: the dense decoder's are its own."""
-    train, dense = recipe.train, recipe.dense
-    fresh = {id(parameter) for parameter in _dense_parameters(model)}
-    adapted = [p for p in model.parameters() if p.requires_grad and id(p) not in fresh]
-    groups = [{"params": adapted, "lr": train.learning_rate, "weight_decay": train.weight_decay}]
-    if dense is not None:
-        decay = {"lr": dense.learning_rate, "weight_decay": dense.weight_decay}
-        groups.append({"params": _dense_parameters(model), **decay})
-    return groups
-
-
-def _dense_parameters(model: PeftModel) -> list[torch.nn.Parameter]:
-    decoder = model.get_base_model().dense_decoder
-    return [] if decoder is None else list(decoder.parameters())
 
 
 def scale_of(tiles: Iterable[Tile]) -> float | None:
