@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
-import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
@@ -31,6 +29,7 @@ from nuclora.training.loader import load_batches
 from nuclora.training.monitor import Monitor
 from nuclora.training.optimizer import make_optimizer
 from nuclora.training.plan import input_frame, learning_rate_factor, make_plan, split_tiles, thin, training_size
+from nuclora.training.records import TrainingRecords
 from nuclora.training.samples import TrainingSample, TrainingSamples
 from nuclora.training.seeds import derive_seed
 from nuclora.training.step import TileLoss
@@ -93,7 +92,7 @@ class FoldTrainer:
         # A mean over tiles, unless the dense decoder's loss is in it.
         is_mean = self.recipe.dense is None
         self.gradients = BatchGradients(self.loss, is_mean, accelerator, self.plan.at_once)
-        self.log = run.training_log(fold)
+        self.records = TrainingRecords(run, fold, monitor, accelerator.is_main_process)
         self.best_score = -math.inf
         self.last_validation: dict[str, float] = {}
 
@@ -130,9 +129,7 @@ class FoldTrainer:
             self.gradients.at_once = position.get("at_once", self.gradients.at_once)
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(position["scaler"])
-        if self.accelerator.is_main_process:
-            kept = [record for record in self.run.training_records(self.fold) if record["step"] <= done]
-            self.log.rewrite([json.dumps(record) for record in kept])
+        self.records.cut_back(done)
         self.accelerator.wait_for_everyone()
         return int(done)
 
@@ -147,7 +144,7 @@ class FoldTrainer:
             self._record_step(epoch, step, batches)
             done = epoch * steps + step + 1
             if step + 1 == steps:
-                self._record_epoch(epoch, done)
+                self.records.add_epoch(epoch, done)
             if step + 1 in validate_after and len(self.validation_tiles):
                 self._validate(epoch, done)
             stop = self._anybody_asked_to_stop()
@@ -193,23 +190,20 @@ class FoldTrainer:
                 mend=_NOT_FINITE,
             )
         seconds = time.perf_counter() - started
-        self._write_record(
-            {
-                "kind": "step",
-                "epoch": epoch + 1,
-                "step": done + 1,
-                "loss": value,
-                "seconds": seconds,
-                "tiles_per_second": self.plan.batch_size / seconds,
-                "memory_mb": self._memory_mb(),
-            }
+        self.records.add(
+            "step",
+            epoch,
+            done + 1,
+            loss=value,
+            seconds=seconds,
+            tiles_per_second=self.plan.batch_size / seconds,
+            memory_mb=self._memory_mb(),
         )
 
     def _record_halving(self, epoch: int, done: int) -> None:
         """Keep that fewer tiles go through the network together, so that a resumed run goes on as an unbroken one."""
         self._save(done)
-        at_once = self.gradients.at_once
-        self._write_record({"kind": "memory", "epoch": epoch + 1, "step": done, "tiles_at_once": at_once})
+        self.records.add("memory", epoch, done, tiles_at_once=self.gradients.at_once)
 
     def _set_learning_rates(self, done: int) -> None:
         train = self.recipe.train
@@ -220,12 +214,6 @@ class FoldTrainer:
     def _averaged(self) -> contextlib.AbstractContextManager[None]:
         """The model with its averaged weights, which is the one that counts."""
         return self.average.in_place() if self.average is not None else contextlib.nullcontext()
-
-    def _record_epoch(self, epoch: int, done: int) -> None:
-        if self.accelerator.is_main_process:
-            records = self.run.training_records(self.fold)
-            losses = [r["loss"] for r in records if r["kind"] == "step" and r["epoch"] == epoch + 1]
-            self._write_record({"kind": "epoch", "epoch": epoch + 1, "step": done, "loss": float(np.mean(losses))})
 
     def _validate(self, epoch: int, done: int) -> None:
         """Score the validation tiles, and keep the best parameters."""
@@ -246,9 +234,8 @@ class FoldTrainer:
         )
         means = score_validation(predictor, self.validation_tiles, self.recipe)
         self.last_validation = means
-        record = {"kind": "validation", "epoch": epoch + 1, "step": done}
-        protocol = validation_protocol(self.recipe)
-        self._write_record({**record, "protocol": protocol, "tiles": len(self.validation_tiles), **means})
+        protocol, tiles = validation_protocol(self.recipe), len(self.validation_tiles)
+        self.records.add("validation", epoch, done, protocol=protocol, tiles=tiles, **means)
         if self.recipe.train.select == "best" and means["pq"] > self.best_score:
             self.best_score = means["pq"]
             save_checkpoint(self.run.best_path(self.fold), self.model, None, {"step": done, **means})
@@ -301,11 +288,6 @@ class FoldTrainer:
             metrics=metrics,
         )
         save_adapter(self.model, self.run.adapter_folder(self.fold), card)
-
-    def _write_record(self, record: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            self.log.append(json.dumps(record))
-            self.monitor.record(self.fold, record)
 
     def _memory_mb(self) -> float:
         if self.accelerator.device.type == "cuda":
