@@ -57,6 +57,25 @@ def test_the_moving_average_is_where_the_weights_are(run, tiles, tiny_sam_folder
     average.update(0)
 
 
+def test_blocks_computed_again_train_the_same(run, tiles, tiny_sam_folder, tmp_path):
+    train = run.recipe.train.model_copy(update={"checkpointing": True})
+    again = Run.start(
+        tmp_path / "again",
+        recipe=run.recipe.model_copy(update={"train": train}),
+        folds=run.folds,
+        base={**run.info["base"], "path": run.info["base_path"]},
+        data=run.info["data"],
+    )
+    encoders = []
+    for each in (run, again):
+        trainer = _trainer(each, 1, tiles, tiny_sam_folder, _cpu())
+        trainer.train()
+        encoders.append(trainer.base.model.vision_encoder)
+    assert [encoder.checkpointing for encoder in encoders] == [False, True]
+    weights = [each.adapter_folder(1) / "adapter_model.safetensors" for each in (run, again)]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
 def test_each_fold_begins_with_the_same_loss_scale(run, tiles, tiny_sam_folder):
     # As under fp16 on a GPU, where one process trains fold after fold and another may train the second alone.
     accelerator = _cpu()

@@ -283,8 +283,6 @@ class _Work:
 def _accelerator(recipe: Recipe) -> Accelerator:
     # It remembers the precision of the first run of a process, and refuses another; the process group stays.
     AcceleratorState._reset_state()
-    # Mask prompts never come and the predicted IoU is not trained, so some parameters get no gradient.
-    # One process evaluates while the others wait, for longer than the default time-out.
     # Without a GPU accelerate joins the processes of torchrun only when told that the CPU is meant.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     found = torch.accelerator.current_accelerator(check_available=True)
@@ -292,7 +290,9 @@ def _accelerator(recipe: Recipe) -> Accelerator:
         cpu=not alone and found is None,
         mixed_precision=resolve_precision(recipe.train.precision, found or torch.device("cpu")),
         kwargs_handlers=[
+            # Mask prompts never come and the predicted IoU is not trained, so some parameters get no gradient.
             DistributedDataParallelKwargs(find_unused_parameters=True),
+            # One process evaluates while the others wait, for longer than the default time-out.
             InitProcessGroupKwargs(timeout=datetime.timedelta(days=7)),
         ],
     )

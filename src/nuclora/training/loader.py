@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -21,25 +22,39 @@ def load_batches(
         samples: The samples of the epoch.
         batches: Which of them make each batch, by index.
         device: Where they are to be.
-        workers: At most so many processes, and no more than there are cores to use; 0: this one reads them.
+        workers: As in :func:`loader_processes`.
 
     Raises:
         NucloraError: A tile that cannot be read.
     """
-    cuda = device.type == "cuda"
     loader: DataLoader[TrainingSample | NucloraError] = DataLoader(
         ErrorsAsItems(samples),
         batch_sampler=batches,
         collate_fn=list,
-        # Without a GPU the training itself needs one of the cores.
-        num_workers=min(workers, usable_cores() if cuda else usable_cores() - 1),
-        pin_memory=cuda,
+        num_workers=loader_processes(device, workers),
+        pin_memory=device.type == "cuda",
     )
     for batch in loader:
         for item in batch:
             if isinstance(item, NucloraError):
                 raise item
         yield [sample.to(device) for sample in batch]
+
+
+def loader_processes(device: torch.device, workers: int) -> int:
+    """How many processes read for this one; 0: it reads by itself.
+
+    Args:
+        device: Where the training computes.
+        workers: At most so many. They are no more than this process's share of the cores.
+    """
+    # What torchrun and accelerate tell each of the processes that they start on a machine.
+    share = usable_cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if device.type == "cuda":
+        # A GPU waits for whoever reads: at least one other process does.
+        return min(workers, max(1, share))
+    # The training itself needs a core.
+    return min(workers, max(0, share - 1))
 
 
 class ErrorsAsItems(Dataset[TrainingSample | NucloraError]):
