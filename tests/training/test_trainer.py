@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ from nuclora.data.tiles import TileSet
 from nuclora.models.checkpoints import load_base
 from nuclora.recipe import Recipe
 from nuclora.run import Run
+from nuclora.training import crossval
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
 from nuclora.training.trainer import FoldTrainer
@@ -91,3 +94,33 @@ def test_each_fold_begins_with_the_same_loss_scale(run, tiles, tiny_sam_folder):
         _trainer(run, fold, tiles, tiny_sam_folder, accelerator, Listens()).train()
     assert scales[0] != accelerator.scaler.get_scale()
     assert scales[1] == scales[0]
+
+
+def test_the_base_that_was_evaluated_takes_no_memory_from_the_training(
+    recipe, tiles, tiny_sam_folder, tmp_path, monkeypatch
+):
+    loaded, there = [], []
+
+    def load(*arguments):
+        base = load_base(*arguments)
+        loaded.append(weakref.ref(base.model))
+        return base
+
+    class Listens(Monitor):
+        def training(self, fold, steps, done):
+            gc.collect()
+            there.append([reference() is not None for reference in loaded])
+
+    monkeypatch.setattr(crossval, "load_base", load)
+    evaluation = recipe.evaluate.model_copy(update={"protocols": ("oracle-box",)})
+    work = crossval.CrossValidation(
+        tiles,
+        recipe.model_copy(update={"evaluate": evaluation}),
+        tmp_path / "run",
+        make_folds(tiles, 2, recipe.seed),
+        weights=tiny_sam_folder,
+        evaluate=False,
+    )
+    work.run(Listens())
+    # The base as it came, and a fresh one for each fold.
+    assert there == [[False, True], [False, False, True]]

@@ -171,6 +171,8 @@ class CrossValidation:
             if self.zero_shot and accelerator.is_main_process:
                 with locked(None):
                     work.evaluate_zero_shot(base, chosen, interrupt)
+            # Each fold loads its own; this one's memory, on a GPU too, is theirs.
+            del base
             accelerator.wait_for_everyone()
             for fold in chosen if self.train else ():
                 with locked(fold):
