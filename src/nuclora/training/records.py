@@ -28,10 +28,19 @@ class TrainingRecords:
         self.writes = writes
         self._log = run.training_log(fold)
 
-    def cut_back(self, done: int) -> None:
-        """Forget what came after so many steps: a training that goes on from there tells it anew."""
+    def cut_back(self, done: int, at_once: int) -> None:
+        """Forget what came after a checkpoint: a training that goes on from there tells it anew.
+
+        Args:
+            done: Steps done.
+            at_once: Tiles that go through the network together. Fewer were told of only after the checkpoint.
+        """
         if self.writes:
-            kept = [record for record in self.run.training_records(self.fold) if record["step"] <= done]
+            kept = [
+                record
+                for record in self.run.training_records(self.fold)
+                if record["step"] <= done and record.get("tiles_at_once", at_once) >= at_once
+            ]
             self._log.rewrite([json.dumps(record) for record in kept])
 
     def add(self, kind: str, epoch: int, done: int, **values: Any) -> None:

@@ -129,7 +129,7 @@ class FoldTrainer:
             self.gradients.at_once = position.get("at_once", self.gradients.at_once)
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(position["scaler"])
-        self.records.cut_back(done)
+        self.records.cut_back(done, self.gradients.at_once)
         self.accelerator.wait_for_everyone()
         return int(done)
 
@@ -202,8 +202,9 @@ class FoldTrainer:
 
     def _record_halving(self, epoch: int, done: int) -> None:
         """Keep that fewer tiles go through the network together, so that a resumed run goes on as an unbroken one."""
-        self._save(done)
+        # In this order: a record without its checkpoint is found out, a checkpoint without its record is not.
         self.records.add("memory", epoch, done, tiles_at_once=self.gradients.at_once)
+        self._save(done)
 
     def _set_learning_rates(self, done: int) -> None:
         train = self.recipe.train
