@@ -107,6 +107,7 @@ def test_batch_size_auto_in_a_file_is_the_default_batch(tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\nbase: mobile_sam\ntrain: {batch_size: auto}\n")
     assert load_recipe(path).train == load_recipe(path, ["train.batch_size=4"]).train
+    assert load_recipe(path, ["train.batch_size=auto"]).train == load_recipe(path).train
     path.write_text("name: mine\nbase: mobile_sam\ntrain: {batch_size: auto, accumulation: 4}\n")
     with pytest.raises(NucloraError, match="train: batch_size=auto finds the parts itself: drop accumulation"):
         load_recipe(path)

@@ -10,8 +10,8 @@ import json
 import sys
 from pathlib import Path
 
+from nuclora.evaluation import Evaluation
 from nuclora.report.reliability import calibration
-from nuclora.run import Evaluation
 
 KEYS = (
     "recipe",

@@ -25,9 +25,10 @@ from nuclora.data.folds import inner_split
 from nuclora.inference.decode import _join, _whole, upsample
 from nuclora.inference.predictor import load_model
 from nuclora.inference.scores import agreement, find_nuclei
+from nuclora.machine import environment
 from nuclora.metrics import OverlapTable, classify_errors, score
 from nuclora.recipe import DecodeSettings
-from nuclora.run import Run, environment
+from nuclora.run import Run
 
 MIN_SIZE = 20
 FOREGROUND = 0.5

@@ -18,10 +18,10 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import ALL_TILES, inner_split, make_folds
 from nuclora.inference.evaluate import score_tile
 from nuclora.inference.predictor import load_model
+from nuclora.machine import environment
 from nuclora.metrics import score
 from nuclora.metrics.aggregate import paired_difference, summarise
 from nuclora.models.adapter import read_card, read_recipe, shipped_adapter
-from nuclora.run import environment
 from nuclora.training.plan import thin
 
 MEASURES = ("dice", "aji", "pq")

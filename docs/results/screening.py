@@ -17,8 +17,9 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split
 from nuclora.inference.evaluate import score_tile
 from nuclora.inference.predictor import load_model
+from nuclora.machine import environment
 from nuclora.metrics.aggregate import paired_difference, summarise
-from nuclora.run import Run, environment
+from nuclora.run import Run
 
 MEASURES = ("dice", "aji", "pq")
 

@@ -84,8 +84,8 @@ def _extras() -> list[Finding]:
 def _devices() -> list[Finding]:
     import torch
 
+    from nuclora.machine import usable_cores
     from nuclora.models.precision import is_fast_in_bfloat16
-    from nuclora.run import usable_cores
 
     findings = [Finding("processor", "good", f"{usable_cores()} cores, {torch.get_num_threads()} threads for torch")]
     if is_fast_in_bfloat16(torch.device("cpu")):

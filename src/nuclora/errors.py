@@ -24,11 +24,15 @@ class NucloraError(Exception):
         super().__init__(f"{line}; {mend}" if mend else line)
 
 
+# Of PyTorch's allocators, by system, of CUDA's driver, and of cuBLAS and cuDNN, which allocate by themselves.
+_NO_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "STATUS_ALLOC_FAILED")
+
+
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that a GPU or this process could get no more memory."""
-    # By name: torch is not imported for the commands that do without.
+    # By name and words: torch is not imported for the commands that do without.
     return (
         isinstance(error, MemoryError)
         or type(error).__name__ == "OutOfMemoryError"
-        or "DefaultCPUAllocator: can't allocate memory" in str(error)
+        or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import errno
 import os
 import shutil
@@ -29,6 +30,23 @@ def disk_errors(path: Path) -> Iterator[None]:
         if error.errno not in _FULL:
             mend = "check the path and its permissions"
         raise NucloraError(f"cannot write ({error.strerror or error})", path=path, mend=mend) from error
+
+
+@contextlib.contextmanager
+def damaged(path: Path, mend: str) -> Iterator[None]:
+    """Turn what a damaged file leads its parser to into one line.
+
+    Args:
+        path: The file.
+        mend: What the user can do about it.
+
+    Raises:
+        NucloraError: In place of what the parser raised.
+    """
+    try:
+        yield
+    except (OSError, AttributeError, TypeError, KeyError, ValueError, csv.Error) as error:
+        raise NucloraError(f"damaged ({error.__class__.__name__}: {error})", path=path, mend=mend) from error
 
 
 @contextlib.contextmanager

@@ -168,7 +168,8 @@ class TrainSettings(_Strict):
     def _auto_finds_the_parts(cls, fields: Any) -> Any:
         if not isinstance(fields, Mapping) or fields.get("batch_size") != _AUTO:
             return fields
-        if "accumulation" in fields:
+        # One part is what `--set train.batch_size=auto` writes, which may come on top.
+        if fields.get("accumulation", 1) != 1:
             raise ValueError("batch_size=auto finds the parts itself: drop accumulation")
         # Parts begin with the whole batch and halve where memory runs out, so the default of both says it.
         return {name: value for name, value in fields.items() if name != "batch_size"}
@@ -359,15 +360,19 @@ def parse_recipe(fields: Mapping[str, Any], source: str | Path) -> Recipe:
     return _validate(Recipe, fields, str(source))
 
 
+def fault(error: ValidationError) -> str:
+    """The first thing that is wrong with a document, in one line: the field, and what it should be."""
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    told = {"extra_forbidden": "no such field"}.get(first["type"], first["msg"].removeprefix("Value error, "))
+    return f"{where}: {told}" if where else told
+
+
 def _validate(model: type[Settings], fields: Mapping[str, Any], source: str) -> Settings:
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        told = {"extra_forbidden": "no such field"}.get(first["type"], first["msg"].removeprefix("Value error, "))
-        reason = f"{where}: {told}" if where else told
-        raise NucloraError(f"not a valid recipe: {reason}", path=source, mend="see docs/recipes.md") from error
+        raise NucloraError(f"not a valid recipe: {fault(error)}", path=source, mend="see docs/recipes.md") from error
 
 
 def _set_field(fields: dict[str, Any], override: str) -> None:

@@ -8,7 +8,7 @@ Nobody else joins paths inside a run. Its layout::
       folds.csv             the fold table
       zero-shot/PROTOCOL/   scores.csv, labels/TILE.tif      the base as it came, on every fold's test tiles
       fold-K/
-        metrics.jsonl       a line a step, an epoch and a validation
+        metrics.jsonl       a line a step, an epoch, a validation and a halving of the parts
         checkpoint.safetensors
         adapter/            there once the fold is trained
         PROTOCOL/           scores.csv, labels/TILE.tif, nuclei/TILE.csv where the model scores its nuclei
@@ -20,30 +20,20 @@ Nobody else joins paths inside a run. Its layout::
 from __future__ import annotations
 
 import contextlib
-import csv
-import datetime
-import io
 import json
-import os
-import platform
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from importlib import metadata
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel
 
 from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.errors import NucloraError
-from nuclora.files import AppendLog, disk_errors, hold, write_atomic
-from nuclora.io.labels import read_labels, write_labels
+from nuclora.evaluation import Evaluation, Row
+from nuclora.files import AppendLog, damaged, disk_errors, hold, write_atomic
+from nuclora.machine import environment
 from nuclora.recipe import Recipe, load_recipe
 
-Row = dict[str, Any]
 ZERO_SHOT = "zero-shot"
 FINE_TUNED = "fine-tuned"
 STAGES = (ZERO_SHOT, FINE_TUNED)
@@ -75,91 +65,6 @@ class _Info(BaseModel):
     sessions: list[_Session]
 
 
-class Evaluation:
-    """The scores and predicted labels of one model under one protocol, a tile at a time.
-
-    Args:
-        folder: Where ``scores.csv`` and ``labels/`` are.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._log = AppendLog(folder / "scores.csv")
-
-    @property
-    def rows(self) -> list[Row]:
-        """One mapping a tile: `tile`, `group`, `fold`, then numbers.
-
-        Raises:
-            NucloraError: The file is damaged.
-        """
-        with _damaged(self._log.path, "delete it and run the same command again: its tiles are scored anew"):
-            lines = self._log.lines()
-            reader = csv.DictReader(lines, strict=True)
-            if lines and not {"tile", "group", "fold"} <= set(reader.fieldnames or ()):
-                raise ValueError("no columns tile, group, fold")
-            return [{key: _parse_cell(key, value) for key, value in row.items()} for row in reader]
-
-    def add(
-        self, row: Mapping[str, Any], labels: NDArray[np.int32], nuclei: Sequence[Mapping[str, Any]] | None = None
-    ) -> None:
-        """Keep one tile's labels and then its scores, so that a score never lacks its labels.
-
-        Args:
-            row: `tile`, `group`, `fold`, then numbers.
-            labels: The prediction, int32 (H, W).
-            nuclei: Numbers of each predicted nucleus, where the model scores them.
-        """
-        write_labels(self._labels_path(str(row["tile"])), labels)
-        if nuclei is not None:
-            header = [list(nuclei[0])] if nuclei else []
-            lines = [_csv_line(cells) for cells in [*header, *(list(nucleus.values()) for nucleus in nuclei)]]
-            write_atomic(self._nuclei_path(str(row["tile"])), "".join(line + "\n" for line in lines))
-        if self._log.is_empty:
-            self._log.append(_csv_line(list(row)))
-        self._log.append(_csv_line(list(row.values())))
-
-    def labels(self, tile: str) -> NDArray[np.int32]:
-        """Predicted labels of a tile, int32 (H, W)."""
-        return read_labels(self._labels_path(tile))
-
-    def nuclei(self, tile: str) -> list[dict[str, float]]:
-        """Numbers of each nucleus predicted in a tile; none where the model does not score nuclei.
-
-        Raises:
-            NucloraError: The file is damaged.
-        """
-        path = self._nuclei_path(tile)
-        if not path.exists():
-            return []
-        with _damaged(path, "delete the scores.csv of this folder and run the same command again"):
-            reader = csv.DictReader(path.read_text("utf-8").splitlines(), strict=True)
-            return [{key: float(value) for key, value in row.items()} for row in reader]
-
-    def _nuclei_path(self, tile: str) -> Path:
-        return self.folder / "nuclei" / f"{tile}.csv"
-
-    def _labels_path(self, tile: str) -> Path:
-        return self.folder / "labels" / f"{tile}.tif"
-
-
-def _csv_line(cells: Sequence[Any]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="").writerow(
-        [repr(float(cell)) if isinstance(cell, float) else cell for cell in cells]
-    )
-    return buffer.getvalue()
-
-
-@contextlib.contextmanager
-def _damaged(path: Path, mend: str) -> Iterator[None]:
-    """Turn what a damaged file leads its parser to into one line with the mend."""
-    try:
-        yield
-    except (OSError, AttributeError, TypeError, KeyError, ValueError, csv.Error) as error:
-        raise NucloraError(f"damaged ({error.__class__.__name__}: {error})", path=path, mend=mend) from error
-
-
 @contextlib.contextmanager
 def _of_the_run(source: str) -> Iterator[None]:
     """Give the errors of a file that the run depends on the mend that fits there."""
@@ -167,12 +72,6 @@ def _of_the_run(source: str) -> Iterator[None]:
         yield
     except NucloraError as error:
         raise NucloraError(error.reason, path=error.path, mend=f"put it back: {source}") from error
-
-
-def _parse_cell(column: str, value: str) -> Any:
-    if column in ("tile", "group"):
-        return value
-    return int(value) if column == "fold" else float(value)
 
 
 class Run:
@@ -316,7 +215,7 @@ class Run:
             NucloraError: The file is damaged.
         """
         log = self.training_log(fold)
-        with _damaged(log.path, "delete it: only curves of the training are lost"):
+        with damaged(log.path, "delete it: only curves of the training are lost"):
             records = [json.loads(line) for line in log.lines()]
             if any(not {"kind", "epoch", "step"} <= record.keys() for record in records):
                 raise ValueError("a record without kind, epoch or step")
@@ -365,51 +264,3 @@ def _differences(have: Mapping[str, Any], asked: Mapping[str, Any], prefix: str 
         elif left != right:
             found.append(f"{prefix}{key} is {left} there, {right} asked")
     return found
-
-
-def environment() -> dict[str, Any]:
-    """What runs here: versions, machine, command, commit; kept with each session of a run."""
-    packages = (
-        "nuclora",
-        "torch",
-        "transformers",
-        "peft",
-        "accelerate",
-        "numpy",
-        "scipy",
-        "scikit-image",
-        "kornia",
-    )
-    return {
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "system": platform.platform(),
-        "processor": _processor(),
-        "cores": usable_cores(),
-        "packages": {name: metadata.version(name) for name in packages},
-    }
-
-
-def usable_cores() -> int:
-    """Cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _commit() -> str | None:
-    """Commit of the checkout that this package runs from; none when installed from a wheel."""
-    here = Path(__file__).parent
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=here, capture_output=True, text=True, check=False,
-    ) if (here.parents[1] / ".git").exists() else None  # fmt: skip
-    return result.stdout.strip() or None if result else None
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()

@@ -216,7 +216,7 @@ def test_evaluate_a_run_gives_the_scores_of_cv(finished, invoke, tiny_data, tiny
     summary = json.loads(result.stdout)
     run = nuclora.Run(out)
     for protocol in ("oracle-box", "automatic"):
-        rows = nuclora.run.Evaluation(tmp_path / "e" / protocol).rows
+        rows = nuclora.evaluation.Evaluation(tmp_path / "e" / protocol).rows
         assert sorted(rows, key=lambda r: r["tile"]) == sorted(
             run.rows("fine-tuned", protocol), key=lambda r: r["tile"]
         )
@@ -236,7 +236,7 @@ def test_evaluate_an_adapter_on_any_labelled_tiles(finished, invoke, tiny_data, 
     assert result.exit_code == 0, result.output
     assert "oracle-box" in result.stdout
     assert "10 tiles" in result.stdout
-    rows = {row["tile"]: row for row in nuclora.run.Evaluation(tmp_path / "e" / "oracle-box").rows}
+    rows = {row["tile"]: row for row in nuclora.evaluation.Evaluation(tmp_path / "e" / "oracle-box").rows}
     for row in nuclora.Run(out).fine_tuned(1, "oracle-box").rows:
         assert {**rows[row["tile"]], "fold": 1} == row
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from nuclora.data.tiles import Sample, Tile, TileSet
+from nuclora.evaluation import Evaluation
 from nuclora.inference.evaluate import automatic_subset, evaluate_tiles, score_tile
 from nuclora.inference.predictor import Predictor
 from nuclora.inference.protocols import PROTOCOLS
 from nuclora.metrics import METRICS, score
 from nuclora.recipe import EvaluateSettings, GridSettings
-from nuclora.run import Evaluation
 
 SETTINGS = EvaluateSettings(grid=GridSettings(points_per_side=4))
 MakeFake = Callable[..., Predictor]

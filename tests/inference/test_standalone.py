@@ -10,6 +10,7 @@ from nuclora.cli.main import app
 from nuclora.data.folds import make_folds
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
+from nuclora.evaluation import Evaluation
 from nuclora.inference.evaluate import evaluate_tiles
 from nuclora.inference.predictor import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
@@ -18,7 +19,7 @@ from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.recipe import EvaluateSettings, GridSettings, load_recipe
-from nuclora.run import Evaluation, Run
+from nuclora.run import Run
 
 SETTINGS = EvaluateSettings(grid=GridSettings(points_per_side=2))
 

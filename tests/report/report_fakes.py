@@ -15,13 +15,14 @@ from scipy import ndimage
 from nuclora.data import open_tiles
 from nuclora.data.folds import make_folds
 from nuclora.data.tiles import Sample, TileSet
+from nuclora.evaluation import Row
 from nuclora.inference.evaluate import nucleus_outcomes, score_tile
 from nuclora.inference.predictor import Nuclei
 from nuclora.io.colouring import neighbour_pairs
 from nuclora.metrics.errors import per_nucleus
 from nuclora.models.adapter import AdapterCard, write_card
 from nuclora.recipe import Recipe, load_recipe
-from nuclora.run import Row, Run
+from nuclora.run import Run
 
 Labels = NDArray[np.int32]
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from nuclora.evaluation import Evaluation, Row
 from nuclora.report import breakdowns
 from nuclora.report.reliability import bins_of, calibration, cuts_of
 from nuclora.report.style import render
-from nuclora.run import Evaluation, Row, Run
+from nuclora.run import Run
 
 
 def calibration_of(run: Run) -> dict:

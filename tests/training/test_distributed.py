@@ -106,7 +106,9 @@ def _launch(processes: int, *arguments: object) -> subprocess.CompletedProcess[s
 def test_two_processes_train_what_one_does_and_one_of_them_writes(alone, tiny_data, recipe, tiny_sam_folder, tmp_path):
     (tmp_path / "driver.py").write_text(DRIVER)
     out = tmp_path / "run"
-    done = _launch(2, tmp_path / "driver.py", tiny_data, recipe.model_dump_json(), out, tiny_sam_folder)
+    # In two parts on each of them, so that they meet only at the last.
+    split = recipe.model_copy(update={"train": recipe.train.model_copy(update={"accumulation": 2})})
+    done = _launch(2, tmp_path / "driver.py", tiny_data, split.model_dump_json(), out, tiny_sam_folder)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "WROTE" not in done.stdout
     # One table: the helper process prints nothing.

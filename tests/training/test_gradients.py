@@ -25,6 +25,7 @@ from nuclora.training.crossval import cross_validate
 from nuclora.training.gradients import BatchGradients
 from nuclora.training.interrupt import Stopped
 from nuclora.training.monitor import Monitor
+from nuclora.training.plan import Plan
 from nuclora.training.samples import TrainingSamples
 from nuclora.training.step import TileLoss
 
@@ -143,7 +144,16 @@ def test_out_of_memory_gives_what_smaller_parts_would(
 
 
 @pytest.mark.parametrize(
-    "error", [torch.OutOfMemoryError("CUDA"), MemoryError(), RuntimeError("DefaultCPUAllocator: can't allocate memory")]
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA"),
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+        # Of the driver, of the libraries that allocate for themselves, and of an Apple GPU.
+        RuntimeError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("MPS backend out of memory (MPS allocated: 5.05 GB, other allocations: 2.29 GB)"),
+    ],
 )
 def test_one_tile_that_does_not_fit_says_what_to_set(error, prompted, tiny_data, tiny_sam_folder, monkeypatch):
     _LittleMemory(monkeypatch, 0, error=error)
@@ -159,12 +169,17 @@ def test_another_error_is_not_taken_for_memory(prompted, tiny_data, tiny_sam_fol
         _compute(_batch_gradients(_loss(prompted, tiny_sam_folder), 2), _samples(prompted, tiny_data, 2))
 
 
-def test_several_processes_are_told_to_split_the_batch(prompted, tiny_data, tiny_sam_folder, monkeypatch):
+@pytest.mark.parametrize(("tiles", "at_once", "accumulation"), [(4, 2, 4), (4, 8, 2), (3, 3, 3), (3, 2, 3), (6, 3, 6)])
+def test_several_processes_are_told_to_split_the_batch(
+    tiles, at_once, accumulation, prompted, tiny_data, tiny_sam_folder, monkeypatch
+):
     _LittleMemory(monkeypatch, 1)
-    parts = _batch_gradients(_loss(prompted, tiny_sam_folder), 2)
+    parts = _batch_gradients(_loss(prompted, tiny_sam_folder), at_once)
     monkeypatch.setattr(Accelerator, "num_processes", 2)
-    with pytest.raises(NucloraError, match=r"none can halve .*--set train\.accumulation=4 under another -o"):
-        _compute(parts, _samples(prompted, tiny_data, 4))
+    told = rf"none can halve .*--set train\.accumulation={accumulation} under another -o"
+    with pytest.raises(NucloraError, match=told):
+        _compute(parts, _samples(prompted, tiny_data, tiles))
+    Plan(100, 2 * tiles, accumulation, processes=2, seed=0).check()
 
 
 class _StopAfter(Monitor):
@@ -176,8 +191,9 @@ class _StopAfter(Monitor):
             os.kill(os.getpid(), signal.SIGINT)
 
 
-def test_a_resumed_run_goes_on_with_the_parts_that_fitted(prompted, tiny_data, tiny_sam_folder, tmp_path, monkeypatch):
-    def train(name: str, monitor: Monitor | None = None) -> Run:
+@pytest.fixture
+def train(prompted, tiny_data, tiny_sam_folder, tmp_path):
+    def into(name: str, monitor: Monitor | None = None) -> Run:
         tiles = open_tiles(tiny_data)
         table = make_folds(tiles, 2, prompted.seed)
         return cross_validate(
@@ -185,6 +201,20 @@ def test_a_resumed_run_goes_on_with_the_parts_that_fitted(prompted, tiny_data, t
             evaluate=False, monitor=monitor,
         )  # fmt: skip
 
+    return into
+
+
+def _same_training(run: Run, other: Run) -> None:
+    records = [each.training_records(1) for each in (run, other)]
+    what = ("kind", "step", "loss", "tiles_at_once")
+    assert [[r.get(name) for name in what] for r in records[0]] == [[r.get(name) for name in what] for r in records[1]]
+    left, right = (
+        safetensors.torch.load_file(each.adapter_folder(1) / "adapter_model.safetensors") for each in (run, other)
+    )
+    assert all(torch.equal(left[name], right[name]) for name in left)
+
+
+def test_a_resumed_run_goes_on_with_the_parts_that_fitted(train, monkeypatch):
     with monkeypatch.context() as patch:
         # Memory falls short at the second step.
         _LittleMemory(patch, 2, passes=1)
@@ -197,14 +227,36 @@ def test_a_resumed_run_goes_on_with_the_parts_that_fitted(prompted, tiny_data, t
         memory = _LittleMemory(patch, 2)
         broken = train("broken")
     assert memory.refused == 0
-    records = [run.training_records(1) for run in (unbroken, broken)]
-    assert [(r["kind"], r["step"]) for r in records[0] if r["kind"] != "epoch"] == [
+    records = unbroken.training_records(1)
+    assert [(r["kind"], r["step"]) for r in records if r["kind"] != "epoch"] == [
         ("step", 1), ("memory", 1), ("step", 2), ("step", 3), ("step", 4)
     ]  # fmt: skip
-    (told,) = [r for r in records[0] if r["kind"] == "memory"]
+    (told,) = [r for r in records if r["kind"] == "memory"]
     assert describe(told) == "out of memory after step 1, from here 2 at once of each batch"
-    assert [r.get("loss") for r in records[0]] == [r.get("loss") for r in records[1]]
-    left, right = (
-        safetensors.torch.load_file(run.adapter_folder(1) / "adapter_model.safetensors") for run in (unbroken, broken)
-    )
-    assert all(torch.equal(left[name], right[name]) for name in left)
+    _same_training(unbroken, broken)
+
+
+class _Killed(BaseException):
+    pass
+
+
+@pytest.mark.parametrize(
+    "place", ["nuclora.training.records.TrainingRecords.add", "nuclora.training.trainer.save_checkpoint"]
+)
+def test_a_halving_is_told_once_wherever_it_is_killed(place, train, monkeypatch):
+    def die(*_, **__):
+        raise _Killed
+
+    with monkeypatch.context() as patch:
+        # From the first step on: nothing is done that a checkpoint could be behind of.
+        _LittleMemory(patch, 1)
+        unbroken = train("unbroken")
+    assert [r["tiles_at_once"] for r in unbroken.training_records(1) if r["kind"] == "memory"] == [2, 1]
+    with monkeypatch.context() as patch:
+        _LittleMemory(patch, 1)
+        patch.setattr(place, die)
+        with pytest.raises(_Killed):
+            train("broken")
+    with monkeypatch.context() as patch:
+        _LittleMemory(patch, 1)
+        _same_training(unbroken, train("broken"))

@@ -9,12 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.data.tiles import Sample, Tile
+from nuclora.evaluation import Evaluation, Row
 from nuclora.inference.predictor import Nuclei, Predictor
 from nuclora.inference.protocols import segment
 from nuclora.inference.scores import true_ious
 from nuclora.metrics import OverlapTable, classify_errors, score
 from nuclora.recipe import EvaluateSettings
-from nuclora.run import Evaluation, Row
 
 Progress = Callable[[int, int], None]
 

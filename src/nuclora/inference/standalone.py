@@ -11,17 +11,19 @@ from typing import Any
 from nuclora.data.folds import ALL_TILES
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
+from nuclora.evaluation import Evaluation
 from nuclora.files import hold, write_atomic
 from nuclora.inference.evaluate import Progress, evaluate_tiles
 from nuclora.inference.predictor import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
+from nuclora.machine import environment
 from nuclora.metrics import summarise
 from nuclora.models.adapter import CARD, DENSE_WEIGHTS, WEIGHTS, read_card, read_recipe, tuned_settings
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import find_weights, sha256_of
 from nuclora.models.precision import Precision
 from nuclora.recipe import EvaluateSettings
-from nuclora.run import Evaluation, Run, environment
+from nuclora.run import Run
 
 _FILES = {"adapter": WEIGHTS, "dense_decoder": DENSE_WEIGHTS}
 NO_FOLD = 0

@@ -22,7 +22,7 @@ from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import LoadedBase, load_base, require_finite
 from nuclora.models.dense_sam import DenseSam
 from nuclora.models.preprocess import Normalise
-from nuclora.recipe import DecodeSettings, DenseSettings, EvaluateSettings, Recipe, parse_recipe
+from nuclora.recipe import DecodeSettings, DenseSettings, EvaluateSettings, Recipe, fault, parse_recipe
 
 if TYPE_CHECKING:
     from peft import LoraConfig, PeftModel
@@ -266,10 +266,7 @@ def read_card(folder: Path) -> AdapterCard:
     except OSError as error:
         raise NucloraError("not an adapter of nuclora: no nuclora.json", path=folder, mend=_MEND) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = "".join(f"{part}: " for part in first["loc"])
-        told = first["msg"].removeprefix("Value error, ")
-        raise NucloraError(f"not a valid card: {where}{told}", path=path, mend=_MEND) from error
+        raise NucloraError(f"not a valid card: {fault(error)}", path=path, mend=_MEND) from error
 
 
 def read_recipe(folder: Path, card: AdapterCard) -> Recipe:

@@ -9,13 +9,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nuclora.evaluation import Row
 from nuclora.files import write_atomic
 from nuclora.metrics.aggregate import paired_difference, summarise
 from nuclora.models.parameters import ParameterTable, count_recipe
 from nuclora.recipe import Recipe
 from nuclora.report.ablation_table import to_csv, to_markdown
 from nuclora.report.published import METRICS
-from nuclora.run import Row, Run
+from nuclora.run import Run
 from nuclora.training.ablation import RESULT, Ablation
 from nuclora.training.changes import REFERENCE, AblationRow
 

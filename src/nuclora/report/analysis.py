@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.data.tiles import TileSet
+from nuclora.evaluation import Row
 from nuclora.metrics.errors import classify_errors, per_nucleus
 from nuclora.report.overlays import Example
-from nuclora.run import Row, Run
+from nuclora.run import Run
 
 Floats = NDArray[np.float64]
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.run import Evaluation, Row
+from nuclora.evaluation import Evaluation, Row
 
 Floats = NDArray[np.float64]
 

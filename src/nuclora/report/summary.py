@@ -8,12 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nuclora.data.folds import scored_tiles
+from nuclora.evaluation import Row
 from nuclora.files import write_atomic
 from nuclora.metrics.aggregate import paired_difference, summarise
 from nuclora.models.bases import BASES
 from nuclora.report.published import METRICS, NUINSSEG_TILES, PUBLISHED
 from nuclora.report.reliability import calibration
-from nuclora.run import FINE_TUNED, STAGES, ZERO_SHOT, Row, Run
+from nuclora.run import FINE_TUNED, STAGES, ZERO_SHOT, Run
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nuclora.errors import NucloraError
-from nuclora.recipe import NOT_YAML, Recipe, load_recipe, shipped_recipes
+from nuclora.recipe import NOT_YAML, Recipe, fault, load_recipe, shipped_recipes
 
 REFERENCE = "reference"
 """Name of the row that is the recipe itself."""
@@ -106,11 +106,7 @@ def load_list(name: str | Path) -> ChangeList:
         choice = f"name a YAML file or one of {', '.join(shipped_lists())}"
         raise NucloraError("no such list of changes", path=source, mend=choice) from error
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        told = {"extra_forbidden": "no such field"}.get(first["type"], first["msg"].removeprefix("Value error, "))
-        reason = f"not a list of changes: {f'{where}: ' if where else ''}{told}"
-        raise NucloraError(reason, path=source, mend=mend) from error
+        raise NucloraError(f"not a list of changes: {fault(error)}", path=source, mend=mend) from error
     except NOT_YAML as error:
         raise NucloraError(f"not YAML ({' '.join(str(error).split())})", path=source, mend=mend) from error
     if shipped or changes.recipe in shipped_recipes():

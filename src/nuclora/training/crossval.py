@@ -18,12 +18,13 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import ALL_TILES, FoldTable, make_folds, scored_tiles
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
+from nuclora.evaluation import Evaluation
 from nuclora.inference.evaluate import evaluate_tiles
 from nuclora.inference.predictor import Predictor, load_model
 from nuclora.models.checkpoints import LoadedBase, load_base
 from nuclora.models.precision import Precision, resolve_precision
 from nuclora.recipe import Recipe, load_recipe
-from nuclora.run import Evaluation, Run
+from nuclora.run import Run
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
 from nuclora.training.plan import check_recipe, input_frame
@@ -170,6 +171,8 @@ class CrossValidation:
             if self.zero_shot and accelerator.is_main_process:
                 with locked(None):
                     work.evaluate_zero_shot(base, chosen, interrupt)
+            # Each fold loads its own; this one's memory, on a GPU too, is theirs.
+            del base
             accelerator.wait_for_everyone()
             for fold in chosen if self.train else ():
                 with locked(fold):
@@ -282,8 +285,6 @@ class _Work:
 def _accelerator(recipe: Recipe) -> Accelerator:
     # It remembers the precision of the first run of a process, and refuses another; the process group stays.
     AcceleratorState._reset_state()
-    # Mask prompts never come and the predicted IoU is not trained, so some parameters get no gradient.
-    # One process evaluates while the others wait, for longer than the default time-out.
     # Without a GPU accelerate joins the processes of torchrun only when told that the CPU is meant.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
     found = torch.accelerator.current_accelerator(check_available=True)
@@ -291,7 +292,9 @@ def _accelerator(recipe: Recipe) -> Accelerator:
         cpu=not alone and found is None,
         mixed_precision=resolve_precision(recipe.train.precision, found or torch.device("cpu")),
         kwargs_handlers=[
+            # Mask prompts never come and the predicted IoU is not trained, so some parameters get no gradient.
             DistributedDataParallelKwargs(find_unused_parameters=True),
+            # One process evaluates while the others wait, for longer than the default time-out.
             InitProcessGroupKwargs(timeout=datetime.timedelta(days=7)),
         ],
     )

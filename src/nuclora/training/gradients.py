@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -79,13 +78,15 @@ class BatchGradients:
         return total
 
     def _check_can_halve(self, tiles: int, error: BaseException) -> None:
-        if min(self.at_once, tiles) == 1:
+        at_once = min(self.at_once, tiles)
+        if at_once == 1:
             mend = "lower prompts.chunk, prompts.per_tile or input.size, or set train.checkpointing=true"
             raise NucloraError("out of memory with one tile at once", mend=f"{mend}, under another -o") from error
         if self.accelerator.num_processes > 1:
             # The others may have this batch behind them, and wait for gradients that a second try would give twice.
-            parts = math.ceil(tiles / self.at_once)
+            # A plan takes only parts of one size.
+            fewer = next(count for count in range(at_once // 2, 0, -1) if tiles % count == 0)
             raise NucloraError(
                 "out of memory, and of several processes none can halve its part of a batch by itself",
-                mend=f"--set train.accumulation={2 * parts} under another -o",
+                mend=f"--set train.accumulation={tiles // fewer} under another -o",
             ) from error

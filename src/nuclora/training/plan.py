@@ -91,7 +91,7 @@ class Plan:
         """Refuse a batch that cannot be made or split.
 
         Raises:
-            NucloraError: With the batch size that would do.
+            NucloraError: With the batch size that would do, if there is one.
         """
         share = self.processes * self.accumulation
         if self.batch_size % share:
@@ -101,9 +101,11 @@ class Plan:
                 mend=f"--set train.batch_size={math.ceil(self.batch_size / share) * share}",
             )
         if self.tiles < self.batch_size:
+            fits = self.tiles // share * share
+            lower = "add tiles, or lower train.accumulation or the number of processes"
             raise NucloraError(
                 f"{self.tiles} training tiles are fewer than a batch of {self.batch_size}",
-                mend=f"--set train.batch_size={max(1, self.tiles // share * share)} or add tiles",
+                mend=f"--set train.batch_size={fits} or add tiles" if fits else lower,
             )
 
 

@@ -16,7 +16,6 @@ from nuclora.data.augment import augment
 from nuclora.data.prompts import label_boxes, random_inner_points
 from nuclora.data.targets import dense_targets, pixel_weights, pool_any
 from nuclora.data.tiles import Sample, TileSet
-from nuclora.errors import NucloraError
 from nuclora.models.preprocess import Normalise, prepare
 from nuclora.recipe import DenseSettings, LossSettings, PromptSettings, Recipe
 from nuclora.training.seeds import derive_seed
@@ -108,26 +107,6 @@ class TrainingSamples(Dataset[TrainingSample]):
         return make_sample(
             sample, self.recipe, size=self.size, normalise=self.normalise, generator=np.random.default_rng(seed)
         )
-
-
-class ErrorsAsItems(Dataset[TrainingSample | NucloraError]):
-    """Gives an error in place of the sample: one that a loader's process raises would arrive as a traceback.
-
-    Args:
-        samples: The samples.
-    """
-
-    def __init__(self, samples: TrainingSamples) -> None:
-        self.samples = samples
-
-    def __len__(self) -> int:
-        return len(self.samples)
-
-    def __getitem__(self, index: int) -> TrainingSample | NucloraError:
-        try:
-            return self.samples[index]
-        except NucloraError as error:
-            return error
 
 
 def make_sample(

@@ -3,40 +3,37 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Iterable, Iterator
 from typing import Any, cast
 
-import numpy as np
 import psutil
 import torch
 from accelerate import Accelerator
-from peft import PeftModel
-from torch.utils.data import DataLoader
 
 from nuclora.data.tiles import Tile, TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Predictor
-from nuclora.inference.protocols import segment
-from nuclora.metrics import score
 from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import LoadedBase
 from nuclora.models.lora import adapt
 from nuclora.models.precision import Precision
-from nuclora.recipe import Recipe
-from nuclora.run import Run, usable_cores
+from nuclora.run import Run
 from nuclora.training.allocator import keep_freed_memory
 from nuclora.training.average import MovingAverage
 from nuclora.training.checkpoint import load_checkpoint, save_checkpoint, trained_state
 from nuclora.training.gradients import BatchGradients
 from nuclora.training.interrupt import Interrupt
+from nuclora.training.loader import load_batches
 from nuclora.training.monitor import Monitor
+from nuclora.training.optimizer import make_optimizer
 from nuclora.training.plan import input_frame, learning_rate_factor, make_plan, split_tiles, thin, training_size
-from nuclora.training.samples import ErrorsAsItems, TrainingSample, TrainingSamples
+from nuclora.training.records import TrainingRecords
+from nuclora.training.samples import TrainingSample, TrainingSamples
 from nuclora.training.seeds import derive_seed
 from nuclora.training.step import TileLoss
+from nuclora.training.validation import score_validation, validation_protocol
 
 _NOT_FINITE = "lower train.learning_rate or dense.learning_rate, or set train.precision=no, under another -o"
 
@@ -83,16 +80,19 @@ class FoldTrainer:
         self.model = adapt(base.model, self.recipe.adapter, seed=derive_seed(self.recipe.seed, "adapter"))
         if self.recipe.dense is not None:
             base.model.add_dense_decoder(self.recipe.dense, seed=derive_seed(self.recipe.seed, "dense decoder"))
-        # AdamW without weight decay is Adam.
-        optimizer = torch.optim.AdamW(_parameter_groups(self.model, self.recipe))
+        optimizer = make_optimizer(self.model, self.recipe)
         self.learning_rates = [group["lr"] for group in optimizer.param_groups]
-        self.average = MovingAverage(self.model, train.ema) if train.ema else None
         loss = TileLoss(self.model, self.recipe.loss, self.recipe.prompts.chunk, self.recipe.dense)
         self.loss, self.optimizer = accelerator.prepare(loss, optimizer)
+        # Only now, where the weights are on the device that their average must be on.
+        self.average = MovingAverage(self.model, train.ema) if train.ema else None
+        if accelerator.scaler is not None:
+            # A scale that another fold left behind would make this one depend on which folds its process had trained.
+            accelerator.scaler.load_state_dict(torch.amp.GradScaler(accelerator.device.type).state_dict())
         # A mean over tiles, unless the dense decoder's loss is in it.
         is_mean = self.recipe.dense is None
         self.gradients = BatchGradients(self.loss, is_mean, accelerator, self.plan.at_once)
-        self.log = run.training_log(fold)
+        self.records = TrainingRecords(run, fold, monitor, accelerator.is_main_process)
         self.best_score = -math.inf
         self.last_validation: dict[str, float] = {}
 
@@ -129,9 +129,7 @@ class FoldTrainer:
             self.gradients.at_once = position.get("at_once", self.gradients.at_once)
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(position["scaler"])
-        if self.accelerator.is_main_process:
-            kept = [record for record in self.run.training_records(self.fold) if record["step"] <= done]
-            self.log.rewrite([json.dumps(record) for record in kept])
+        self.records.cut_back(done, self.gradients.at_once)
         self.accelerator.wait_for_everyone()
         return int(done)
 
@@ -146,7 +144,7 @@ class FoldTrainer:
             self._record_step(epoch, step, batches)
             done = epoch * steps + step + 1
             if step + 1 == steps:
-                self._record_epoch(epoch, done)
+                self.records.add_epoch(epoch, done)
             if step + 1 in validate_after and len(self.validation_tiles):
                 self._validate(epoch, done)
             stop = self._anybody_asked_to_stop()
@@ -164,19 +162,8 @@ class FoldTrainer:
             normalise=self.normalise,
             epoch=epoch,
         )
-        cuda = self.accelerator.device.type == "cuda"
-        loader: DataLoader[TrainingSample | NucloraError] = DataLoader(
-            ErrorsAsItems(samples),
-            batch_sampler=self.plan.batches(epoch, self.accelerator.process_index, first_step),
-            collate_fn=list,
-            num_workers=min(self.recipe.train.workers, usable_cores() if cuda else usable_cores() - 1),
-            pin_memory=cuda,
-        )
-        for batch in loader:
-            for item in batch:
-                if isinstance(item, NucloraError):
-                    raise item
-            yield [sample.to(self.accelerator.device) for sample in batch]
+        batches = self.plan.batches(epoch, self.accelerator.process_index, first_step)
+        return load_batches(samples, batches, self.accelerator.device, self.recipe.train.workers)
 
     def _record_step(self, epoch: int, step: int, batches: Iterator[list[TrainingSample]]) -> None:
         """Do one optimiser step and log it."""
@@ -203,23 +190,21 @@ class FoldTrainer:
                 mend=_NOT_FINITE,
             )
         seconds = time.perf_counter() - started
-        self._write_record(
-            {
-                "kind": "step",
-                "epoch": epoch + 1,
-                "step": done + 1,
-                "loss": value,
-                "seconds": seconds,
-                "tiles_per_second": self.plan.batch_size / seconds,
-                "memory_mb": self._memory_mb(),
-            }
+        self.records.add(
+            "step",
+            epoch,
+            done + 1,
+            loss=value,
+            seconds=seconds,
+            tiles_per_second=self.plan.batch_size / seconds,
+            memory_mb=self._memory_mb(),
         )
 
     def _record_halving(self, epoch: int, done: int) -> None:
         """Keep that fewer tiles go through the network together, so that a resumed run goes on as an unbroken one."""
+        # In this order: a record without its checkpoint is found out, a checkpoint without its record is not.
+        self.records.add("memory", epoch, done, tiles_at_once=self.gradients.at_once)
         self._save(done)
-        at_once = self.gradients.at_once
-        self._write_record({"kind": "memory", "epoch": epoch + 1, "step": done, "tiles_at_once": at_once})
 
     def _set_learning_rates(self, done: int) -> None:
         train = self.recipe.train
@@ -231,21 +216,15 @@ class FoldTrainer:
         """The model with its averaged weights, which is the one that counts."""
         return self.average.in_place() if self.average is not None else contextlib.nullcontext()
 
-    def _record_epoch(self, epoch: int, done: int) -> None:
-        if self.accelerator.is_main_process:
-            records = self.run.training_records(self.fold)
-            losses = [r["loss"] for r in records if r["kind"] == "step" and r["epoch"] == epoch + 1]
-            self._write_record({"kind": "epoch", "epoch": epoch + 1, "step": done, "loss": float(np.mean(losses))})
-
     def _validate(self, epoch: int, done: int) -> None:
         """Score the validation tiles, and keep the best parameters."""
         if self.accelerator.is_main_process:
             with self._averaged():
-                self._score_validation(epoch, done)
+                self._record_validation(epoch, done)
         self.loss.train()
         self.accelerator.wait_for_everyone()
 
-    def _score_validation(self, epoch: int, done: int) -> None:
+    def _record_validation(self, epoch: int, done: int) -> None:
         predictor = Predictor(
             self.model.get_base_model(),
             input_size=self.size,
@@ -254,20 +233,10 @@ class FoldTrainer:
             precision=cast(Precision, self.accelerator.mixed_precision),
             dense=self.recipe.dense,
         )
-        # Boxes from the truth where the model is made for prompts.
-        protocol = "oracle-box" if self.recipe.dense is None else "automatic"
-        # One view is enough to compare steps of one training.
-        decode = self.recipe.evaluate.decode.model_copy(update={"views": 1})
-        settings = self.recipe.evaluate.model_copy(update={"decode": decode})
-        scores = []
-        for tile in self.validation_tiles:
-            sample = tile.read()
-            labels = segment(predictor, sample.image, sample.labels, protocol, settings)
-            scores.append(score(sample.labels, labels, sample.ignore))
-        means = {name: float(np.mean([row[name] for row in scores])) for name in ("dice", "aji", "pq")}
+        means = score_validation(predictor, self.validation_tiles, self.recipe)
         self.last_validation = means
-        record = {"kind": "validation", "epoch": epoch + 1, "step": done, "protocol": protocol}
-        self._write_record({**record, "tiles": len(scores), **means})
+        protocol, tiles = validation_protocol(self.recipe), len(self.validation_tiles)
+        self.records.add("validation", epoch, done, protocol=protocol, tiles=tiles, **means)
         if self.recipe.train.select == "best" and means["pq"] > self.best_score:
             self.best_score = means["pq"]
             save_checkpoint(self.run.best_path(self.fold), self.model, None, {"step": done, **means})
@@ -321,32 +290,10 @@ class FoldTrainer:
         )
         save_adapter(self.model, self.run.adapter_folder(self.fold), card)
 
-    def _write_record(self, record: dict[str, Any]) -> None:
-        if self.accelerator.is_main_process:
-            self.log.append(json.dumps(record))
-            self.monitor.record(self.fold, record)
-
     def _memory_mb(self) -> float:
         if self.accelerator.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.accelerator.device) / 1e6
         return float(psutil.Process().memory_info().rss) / 1e6
-
-
-def _parameter_groups(model: PeftModel, recipe: Recipe) -> list[dict[str, Any]]:
-    """The parameters that train, with their learning rates: the dense decoder's are its own."""
-    train, dense = recipe.train, recipe.dense
-    fresh = {id(parameter) for parameter in _dense_parameters(model)}
-    adapted = [p for p in model.parameters() if p.requires_grad and id(p) not in fresh]
-    groups = [{"params": adapted, "lr": train.learning_rate, "weight_decay": train.weight_decay}]
-    if dense is not None:
-        decay = {"lr": dense.learning_rate, "weight_decay": dense.weight_decay}
-        groups.append({"params": _dense_parameters(model), **decay})
-    return groups
-
-
-def _dense_parameters(model: PeftModel) -> list[torch.nn.Parameter]:
-    decoder = model.get_base_model().dense_decoder
-    return [] if decoder is None else list(decoder.parameters())
 
 
 def scale_of(tiles: Iterable[Tile]) -> float | None:
