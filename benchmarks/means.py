@@ -19,11 +19,11 @@ import torch
 from accelerate import Accelerator
 
 from common import Results, best_of, parser
+from nuclora.allocator import keep_freed_memory
 from nuclora.data.augment import augment
 from nuclora.data.synthetic import synthesize_tile
 from nuclora.models.lora import adapt, encoder_blocks
 from nuclora.recipe import Recipe, load_recipe
-from nuclora.training.allocator import keep_freed_memory
 from nuclora.training.gradients import BatchGradients
 from nuclora.training.samples import TrainingSample, make_sample
 from nuclora.training.step import TileLoss

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from common import Results, best_of, parser
+from nuclora.allocator import keep_freed_memory
 from nuclora.data.synthetic import synthesize_tile
 from nuclora.models.bases import BASES
 from nuclora.models.lora import adapt
 from nuclora.recipe import Recipe, load_recipe
-from nuclora.training.allocator import keep_freed_memory
 from nuclora.training.samples import TrainingSample, make_sample
 from nuclora.training.step import TileLoss
 from plain_sam import plain_adapt, plain_sam, plain_step, random_base

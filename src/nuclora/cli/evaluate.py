@@ -59,6 +59,7 @@ def evaluate(
 
     from rich.console import Console
 
+    from nuclora.allocator import keep_freed_memory
     from nuclora.cli.progress import ProgressMonitor
     from nuclora.data import open_tiles
     from nuclora.errors import NucloraError
@@ -77,6 +78,7 @@ def evaluate(
     settings = {fold: change_evaluation(own, set_fields or []) for fold, own in source.settings.items()}
     chosen = tuple(dict.fromkeys(protocols or next(iter(settings.values())).protocols))
     monitor = ProgressMonitor()
+    keep_freed_memory()
 
     def progress(done: int, total: int) -> None:
         monitor.evaluated(model, done, total)

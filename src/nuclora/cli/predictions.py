@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nuclora.allocator import keep_freed_memory
 from nuclora.cli.progress import LineMonitor, ProgressMonitor
 from nuclora.inference.images import Outcome
 from nuclora.inference.outputs import Row
@@ -55,6 +56,7 @@ def predict_and_print(work: Callable[..., Outcome], *, as_json: bool, ray_worker
 
 def _predict(work: Callable[..., Outcome], ray_worker_cpus: int | None) -> Outcome:
     monitor = ProgressMonitor() if ray_worker_cpus is None else LineMonitor()
+    keep_freed_memory()
 
     def progress(done: int, total: int) -> None:
         monitor.predicted(done, total)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from nuclora.allocator import keep_freed_memory
 from nuclora.errors import NucloraError
 from nuclora.inference.engine import NamedProgress, Progress
 from nuclora.inference.hashes import Hashed, read_hash
@@ -235,6 +236,7 @@ class Worker:
 
     def ready(self) -> None:
         """Take its place."""
+        keep_freed_memory()
         self._place.take()
 
     def load(self) -> None:

@@ -12,6 +12,7 @@ import psutil
 import torch
 from accelerate import Accelerator
 
+from nuclora.allocator import keep_freed_memory
 from nuclora.data.tiles import Tile, TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Predictor
@@ -20,7 +21,6 @@ from nuclora.models.checkpoints import LoadedBase
 from nuclora.models.lora import adapt
 from nuclora.models.precision import Precision
 from nuclora.run import Run
-from nuclora.training.allocator import keep_freed_memory
 from nuclora.training.average import MovingAverage
 from nuclora.training.checkpoint import load_checkpoint, save_checkpoint, trained_state
 from nuclora.training.gradients import BatchGradients

@@ -1,4 +1,4 @@
-"""How freed memory is kept, which a training step on a CPU spends up to a tenth of its time on."""
+"""How freed memory is kept, which training and prediction on a CPU spend a tenth to a half of their time on."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _KEPT = 2**31 - 1
 def keep_freed_memory() -> bool:
     """Let this process keep the memory that it frees, for its next step, instead of giving it back to the system.
 
-    Each step frees and asks for the same activations. Given back, every page of them is cleared and mapped again.
-    The most memory that the process ever holds stays the same.
+    Each step and each window frees and asks for the same activations. Given back, every page of them is cleared and
+    mapped again, and threads wait for each other to do so. The most memory that the process ever holds stays about the
+    same. It is for processes that the commands own; a program that calls nuclora decides for itself.
 
     Returns:
         Whether it could be set: on Linux with glibc.

@@ -11,7 +11,7 @@ import pytest
 _SCRIPT = """
 import resource
 import torch
-from nuclora.training.allocator import keep_freed_memory
+from nuclora.allocator import keep_freed_memory
 
 if {keep}:
     assert keep_freed_memory()
