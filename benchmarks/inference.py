@@ -20,8 +20,9 @@ from PIL import Image
 import nuclora
 from common import Results, best_of, parser
 from nuclora.data.synthetic import synthesize_tile
+from nuclora.inference.loading import Backend
 from nuclora.inference.openvino import OpenVinoNetwork, convert
-from nuclora.inference.predictor import Backend, Predictor
+from nuclora.inference.predictor import Predictor
 from nuclora.inference.quantize import quantize_adapter
 from nuclora.metrics import score
 from nuclora.models.adapter import shipped_adapter

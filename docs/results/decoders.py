@@ -23,7 +23,7 @@ from skimage.segmentation import watershed
 from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split
 from nuclora.inference.decode import _join, _whole, upsample
-from nuclora.inference.predictor import load_model
+from nuclora.inference.loading import load_model
 from nuclora.inference.scores import agreement, find_nuclei
 from nuclora.machine import environment
 from nuclora.metrics import OverlapTable, classify_errors, score

@@ -17,7 +17,7 @@ from typing import Any, cast
 from nuclora.data import open_tiles
 from nuclora.data.folds import ALL_TILES, inner_split, make_folds
 from nuclora.inference.evaluate import score_tile
-from nuclora.inference.predictor import load_model
+from nuclora.inference.loading import load_model
 from nuclora.machine import environment
 from nuclora.metrics import score
 from nuclora.metrics.aggregate import paired_difference, summarise

@@ -14,8 +14,8 @@ import numpy as np
 from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split
 from nuclora.data.prompts import inner_points, label_boxes
+from nuclora.inference.loading import load_model
 from nuclora.inference.merge import masks_to_labels
-from nuclora.inference.predictor import load_model
 from nuclora.metrics import score
 from nuclora.run import Run
 

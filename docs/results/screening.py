@@ -16,7 +16,7 @@ from pathlib import Path
 from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split
 from nuclora.inference.evaluate import score_tile
-from nuclora.inference.predictor import load_model
+from nuclora.inference.loading import load_model
 from nuclora.machine import environment
 from nuclora.metrics.aggregate import paired_difference, summarise
 from nuclora.run import Run

@@ -27,7 +27,7 @@ from nuclora.data import open_tiles
 from nuclora.data.synthetic import synthesize_tile
 from nuclora.inference.blocks import find_nuclei, plan_blocks
 from nuclora.inference.canvas import Canvas, Region, parse_region
-from nuclora.inference.predictor import load_model
+from nuclora.inference.loading import load_model
 from nuclora.io.slides import open_slide
 from nuclora.metrics import score
 from nuclora.models.adapter import shipped_adapter

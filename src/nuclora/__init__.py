@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from nuclora.data.folds import FoldTable as FoldTable
     from nuclora.data.folds import make_folds as make_folds
     from nuclora.errors import NucloraError as NucloraError
-    from nuclora.inference.predictor import load_model as load_model
+    from nuclora.inference.loading import load_model as load_model
     from nuclora.recipe import Recipe as Recipe
     from nuclora.recipe import load_recipe as load_recipe
     from nuclora.report.html import write_report as write_report
@@ -27,7 +27,7 @@ _HOME = {
     "Recipe": "nuclora.recipe",
     "Run": "nuclora.run",
     "cross_validate": "nuclora.training.crossval",
-    "load_model": "nuclora.inference.predictor",
+    "load_model": "nuclora.inference.loading",
     "load_recipe": "nuclora.recipe",
     "make_folds": "nuclora.data.folds",
     "open_tiles": "nuclora.data",

@@ -15,7 +15,8 @@ from scipy import ndimage
 from nuclora.data.images import read_image
 from nuclora.data.synthetic import write_dataset
 from nuclora.inference import images
-from nuclora.inference.predictor import Nuclei, load_model
+from nuclora.inference.loading import load_model
+from nuclora.inference.predictor import Nuclei
 from nuclora.io.labels import read_labels
 from nuclora.models.adapter import CARD, CONFIG, AdapterCard, save_adapter
 from nuclora.models.checkpoints import load_base

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from nuclora.errors import NucloraError
-from nuclora.inference.predictor import Predictor, load_model
+from nuclora.inference.loading import load_model
+from nuclora.inference.predictor import Predictor
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.models.preprocess import prepare

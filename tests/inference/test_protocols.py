@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from nuclora.data import open_tiles
 from nuclora.errors import NucloraError
-from nuclora.inference.predictor import Predictor, load_model
+from nuclora.inference.loading import load_model
+from nuclora.inference.predictor import Predictor
 from nuclora.inference.protocols import DESCRIPTIONS, PROTOCOLS, segment
 from nuclora.metrics import score
 from nuclora.recipe import EvaluateSettings, GridSettings

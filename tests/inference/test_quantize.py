@@ -17,7 +17,8 @@ from nuclora.cli.main import app
 from nuclora.data.synthetic import synthesize_tile
 from nuclora.errors import NucloraError
 from nuclora.inference.images import predict_files
-from nuclora.inference.predictor import Predictor, load_model
+from nuclora.inference.loading import load_model
+from nuclora.inference.predictor import Predictor
 from nuclora.inference.quantize import _draw_windows, quantize_adapter
 from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import load_base

@@ -12,7 +12,7 @@ from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation
 from nuclora.inference.evaluate import evaluate_tiles
-from nuclora.inference.predictor import load_model
+from nuclora.inference.loading import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
 from nuclora.inference.standalone import NO_FOLD, evaluate_source, find_source
 from nuclora.models.adapter import AdapterCard, save_adapter

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.errors import NucloraError
-from nuclora.inference.predictor import load_model
+from nuclora.inference.loading import load_model
 from nuclora.models.adapter import CONFIG, WEIGHTS, shipped_adapter
 from nuclora.models.checkpoints import find_weights
 from nuclora.models.dense_adapter import load_dense_adapter

@@ -14,7 +14,7 @@ from nuclora.data import TileSet, open_tiles
 from nuclora.data.check import check_data
 from nuclora.data.convert import convert_data
 from nuclora.data.folds import ALL_TILES, make_folds
-from nuclora.inference.predictor import load_model
+from nuclora.inference.loading import load_model
 from nuclora.metrics import score
 from nuclora.models.adapter import load_adapter
 from nuclora.models.checkpoints import load_base

@@ -12,7 +12,7 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import make_folds
 from nuclora.data.targets import dense_targets
 from nuclora.errors import NucloraError
-from nuclora.inference.predictor import load_model
+from nuclora.inference.loading import load_model
 from nuclora.models.adapter import DENSE_WEIGHTS, load_adapter
 from nuclora.models.dense_decoder import OFFSET_UNIT, activate
 from nuclora.recipe import DenseSettings, Recipe

@@ -14,7 +14,8 @@ from nuclora.cli.main import app
 from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split, make_folds
 from nuclora.errors import NucloraError
-from nuclora.inference.predictor import Predictor, load_model
+from nuclora.inference.loading import load_model
+from nuclora.inference.predictor import Predictor
 from nuclora.inference.standalone import find_source
 from nuclora.models.adapter import read_card, read_recipe, save_half, shipped_adapter, tuned_settings
 from nuclora.recipe import Recipe

@@ -10,7 +10,7 @@ import typer
 from nuclora.cli.options import AsJson, EngineName, Weights, WorkerCpus, ray_cpus
 
 if TYPE_CHECKING:
-    from nuclora.inference.predictor import Backend
+    from nuclora.inference.loading import Backend
     from nuclora.models.precision import Precision
 
 

@@ -12,9 +12,9 @@ from nuclora.inference.canvas import Region, SlideOptions
 from nuclora.inference.engine import Engine, LocalEngine, NamedProgress, Progress
 from nuclora.inference.image_files import ImageFile, find_images
 from nuclora.inference.jobs import How, require_slides
+from nuclora.inference.loading import BACKENDS, Backend, load_model
 from nuclora.inference.outputs import FORMATS, USUAL, OutputFolder, Row, open_outputs
 from nuclora.inference.parts import remove_parts
-from nuclora.inference.predictor import BACKENDS, Backend, load_model
 from nuclora.inference.provenance import choose_settings, identify_adapter
 from nuclora.io.parquet import require_parquet
 from nuclora.io.zarr import require_zarr
@@ -79,7 +79,7 @@ def predict_files(
         tissue_mask: Look for nuclei on the tissue of slides only.
         weights: The base's weights; by default they are looked for.
         precision: `bf16` or `fp16` computes in it where that is safe.
-        backend: What runs the network, see :func:`nuclora.inference.predictor.load_model`.
+        backend: What runs the network, see :func:`nuclora.inference.loading.load_model`.
         recursive: Look into the folders of folders too.
         overwrite: Make all outputs anew, and replace what they were made from before.
         progress: Called with the number of images done and of all to do; first with none done.

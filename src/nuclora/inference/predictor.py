@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -21,26 +20,20 @@ from nuclora.inference.scale import labels_back, rescale, scale_to
 from nuclora.inference.scores import Calibration, expected_ious, find_nuclei
 from nuclora.inference.views import show, undo, views
 from nuclora.inference.windows import Known, Part, predict_windows
-from nuclora.models.adapter import load_adapter, read_card, read_recipe, tuned_settings
-from nuclora.models.bases import BASES
-from nuclora.models.checkpoints import load_base
-from nuclora.models.dense_adapter import load_dense_adapter
 from nuclora.models.dense_decoder import activate
 from nuclora.models.dense_sam import DenseSam
-from nuclora.models.precision import AUTOCAST, Precision, resolve_precision
+from nuclora.models.precision import AUTOCAST, Precision
 from nuclora.models.preprocess import Normalise, prepare
-from nuclora.recipe import AskedPrecision, DenseSettings, EvaluateSettings
+from nuclora.recipe import DenseSettings, EvaluateSettings
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from nuclora.models.sam import NucleiSam
 
-Backend = Literal["torch", "openvino"]
-BACKENDS: tuple[Backend, ...] = ("torch", "openvino")
 DenseNetwork = Callable[[Tensor, Tensor], Tensor]
 """As :meth:`nuclora.models.dense_sam.DenseSam.forward`."""
-_CHUNK = 64
+PROMPTS_AT_ONCE = 64
 # Neighbouring windows share a quarter of their side.
 _MARGINS = 4
 
@@ -121,7 +114,7 @@ class Predictor:
         normalise: Normalise,
         device: str | torch.device = "cpu",
         precision: Precision = "no",
-        chunk: int = _CHUNK,
+        chunk: int = PROMPTS_AT_ONCE,
         multimask_points: bool = False,
         iou_trained: bool = True,
         dense: DenseSettings | None = None,
@@ -358,91 +351,3 @@ def base_of(model: DenseSam | PeftModel) -> DenseSam:
     unwrap = getattr(model, "get_base_model", None)
     sam: DenseSam = model if unwrap is None else unwrap()
     return sam
-
-
-def load_model(
-    source: str | Path,
-    *,
-    weights: str | Path | None = None,
-    device: str | torch.device | None = None,
-    precision: Precision | AskedPrecision = "no",
-    input_size: int | None = None,
-    backend: Backend = "torch",
-    prompts: bool = True,
-) -> Predictor:
-    """Load an adapter, or a base as it came, ready for prompts.
-
-    Args:
-        source: Folder of an adapter, or name of a base (`mobile_sam`, `sam_vit_b`, ...).
-        weights: The base's weights; by default they are looked for.
-        device: Where to compute; by default CUDA if there is any, else the CPU.
-        precision: `bf16` or `fp16` computes in it where that is safe; `auto` in `bf16` where the device is fast in it;
-            `int8` is for OpenVINO and an adapter of :func:`nuclora.inference.quantize.quantize_adapter`.
-        input_size: Side of the square input; by default the one that the model was trained on.
-        backend: `openvino` computes maps faster on a CPU (extra `openvino`), and takes seconds to start.
-        prompts: False may leave out what only prompts need: an adapter with a dense decoder is then ready in half
-            the time, and finds nuclei by it alone.
-
-    Returns:
-        The predictor.
-
-    Raises:
-        NucloraError: No such adapter or base, its weights are not at hand, or they are not those it was trained on;
-            or the backend is not installed or does not compute so.
-    """
-    path = Path(weights) if weights is not None else None
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if str(source) in BASES:
-        base = load_base(str(source), path)
-        model: DenseSam | PeftModel = base.model
-        trained_size: int = base.input_size
-        normalise: Normalise = base.normalise
-        recipe, settings, calibration, microns = None, EvaluateSettings(), [], None
-    else:
-        folder = Path(source)
-        without_prompts = None if prompts else load_dense_adapter(folder, path)
-        model = without_prompts or load_adapter(folder, path).model
-        card = read_card(folder)
-        trained_size, normalise, calibration = card.input_size, card.normalise, card.calibration
-        microns = card.microns_per_pixel
-        recipe = read_recipe(folder, card)
-        settings = tuned_settings(card, recipe)
-    chosen = resolve_precision(precision, place)
-    size = input_size or trained_size
-    dense = recipe.dense if recipe else None
-    if chosen == "int8" and (backend != "openvino" or dense is None or size != trained_size):
-        raise NucloraError(
-            "int8 is for OpenVINO and adapters with a dense decoder, at their own input size",
-            mend="--backend openvino, or another --precision",
-        )
-    network: DenseNetwork | None = None
-    if backend == "openvino" and dense is not None:
-        if place.type != "cpu":
-            raise NucloraError(f"OpenVINO is for CPUs, and this computes on {place}", mend="--backend torch")
-        network = _openvino_network(model, Path(source), size, dense.window, chosen)
-    return Predictor(
-        model,
-        input_size=size,
-        normalise=normalise,
-        device=place,
-        precision=chosen,
-        chunk=recipe.prompts.chunk if recipe else _CHUNK,
-        multimask_points=recipe is None,
-        iou_trained=recipe is None or recipe.loss.iou > 0,
-        dense=dense,
-        settings=settings,
-        calibration=calibration,
-        network=network,
-        microns_per_pixel=microns,
-    )
-
-
-def _openvino_network(
-    model: DenseSam | PeftModel, folder: Path, size: int, window: int, precision: Precision
-) -> DenseNetwork:
-    # Only here: its import is not for every start.
-    from nuclora.inference.openvino import OpenVinoNetwork, convert, read_int8
-
-    if precision == "int8":
-        return OpenVinoNetwork(read_int8(folder), "no")
-    return OpenVinoNetwork(convert(base_of(model), size, window), precision)

@@ -17,8 +17,9 @@ from nuclora.data.images import read_image
 from nuclora.errors import NucloraError
 from nuclora.files import atomic_folder
 from nuclora.inference.image_files import find_images
+from nuclora.inference.loading import load_model
 from nuclora.inference.openvino import convert, require_openvino
-from nuclora.inference.predictor import Predictor, load_model
+from nuclora.inference.predictor import Predictor
 from nuclora.inference.windows import predict_windows
 from nuclora.metrics import score
 from nuclora.models.adapter import INT8

@@ -14,7 +14,7 @@ from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation
 from nuclora.files import hold, write_atomic
 from nuclora.inference.evaluate import Progress, evaluate_tiles
-from nuclora.inference.predictor import load_model
+from nuclora.inference.loading import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
 from nuclora.machine import environment
 from nuclora.metrics import summarise

@@ -20,7 +20,8 @@ from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation
 from nuclora.inference.evaluate import evaluate_tiles
-from nuclora.inference.predictor import Predictor, load_model
+from nuclora.inference.loading import load_model
+from nuclora.inference.predictor import Predictor
 from nuclora.models.checkpoints import LoadedBase, load_base
 from nuclora.models.precision import Precision, resolve_precision
 from nuclora.recipe import Recipe, load_recipe

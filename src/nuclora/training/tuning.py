@@ -12,7 +12,8 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import ALL_TILES, inner_split
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
-from nuclora.inference.predictor import Maps, Predictor, load_model
+from nuclora.inference.loading import load_model
+from nuclora.inference.predictor import Maps, Predictor
 from nuclora.inference.scores import calibrate, find_nuclei, true_ious
 from nuclora.inference.tune import Trial, tune_decode
 from nuclora.metrics import OverlapTable
