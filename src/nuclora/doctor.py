@@ -17,6 +17,7 @@ _EXTRAS = {
     "pyarrow": "parquet",
     "zarr": "zarr",
     "openvino": "openvino",
+    "nncf": "int8",
     "ray": "scale",
     "tensorboard": "track",
 }
@@ -92,7 +93,7 @@ def _devices() -> list[Finding]:
         findings.append(Finding("bfloat16", "good", "fast on this processor: --precision bf16, train.precision=auto"))
     else:
         findings.append(
-            Finding("bfloat16", "note", "slow on this processor", "train.precision=auto stays with float32")
+            Finding("bfloat16", "note", "slow on this processor", "predict in float32, or see nuclora quantize")
         )
     if not torch.cuda.is_available():
         findings.append(Finding("GPU", "note", "none that torch can use", "small bases (mobile_sam) train on the CPU"))

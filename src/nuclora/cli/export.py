@@ -23,8 +23,9 @@ def export(
     ] = None,
 ) -> None:
     """Copy an adapter in half precision, to share it."""
-    from nuclora.models.adapter import save_half
+    from nuclora.models.adapter import read_card, save_half
 
     save_half(adapter, out, microns_per_pixel)
     size = sum(file.stat().st_size for file in out.iterdir()) / 1e6
-    typer.echo(f"{out}: {size:.1f} MB")
+    left = ", without its network in 8 bits: nuclora quantize makes one of the copy" if read_card(adapter).int8 else ""
+    typer.echo(f"{out}: {size:.1f} MB{left}")

@@ -131,6 +131,13 @@ class ProgressMonitor(Monitor):
         else:
             self._advance("blocks")
 
+    def calibrated(self, done: int, total: int) -> None:
+        """A network in 8 bits has looked at so many windows; none when it begins."""
+        if done == 0:
+            self._begin("calibrate", total, 0)
+        else:
+            self._advance("windows")
+
     def close(self) -> None:
         self._progress.stop()
 

@@ -153,6 +153,8 @@ def guard(read: Callable[[Path], _T], path: Path) -> _T:
         raise
     except FileNotFoundError as error:
         raise NucloraError("no such file", path=path) from error
+    except PermissionError as error:
+        raise NucloraError("may not be read", path=path, mend="check its permissions") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise NucloraError(f"more than {MAX_PIXELS} pixels", path=path, mend=_TILE_MEND) from error
     # Decoders raise whatever the damaged bytes lead them to: struct.error, SyntaxError, IndexError, ...

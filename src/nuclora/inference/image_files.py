@@ -36,7 +36,7 @@ class ImageFile:
     path: Path
 
 
-def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> list[ImageFile]:
+def find_images(inputs: Sequence[str | Path], *, recursive: bool = False, unique: bool = True) -> list[ImageFile]:
     """Find the images that some inputs mean.
 
     Of folders and globs only files with an image's suffix are taken, none that `nuclora predict` wrote, and no DICOM. A
@@ -45,6 +45,7 @@ def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> lis
     Args:
         inputs: Files, folders, and globs (``*``, ``?``, ``[...]``, and ``**`` for folders of any depth).
         recursive: Look into the folders of folders too.
+        unique: Refuse images of equal names, whose outputs would take each other's place.
 
     Returns:
         The images in the order of the inputs, sorted by path within one.
@@ -57,7 +58,8 @@ def find_images(inputs: Sequence[str | Path], *, recursive: bool = False) -> lis
         for image in _expand(str(one), recursive):
             found.setdefault(image.path.resolve(), image)
     images = list(found.values())
-    _refuse_equal_names(images)
+    if unique:
+        _refuse_equal_names(images)
     return images
 
 

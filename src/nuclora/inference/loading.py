@@ -75,11 +75,10 @@ def load_model(
     chosen = resolve_precision(precision, place)
     size = input_size or trained_size
     dense = recipe.dense if recipe else None
-    if chosen == "int8" and (backend != "openvino" or dense is None or size != trained_size):
-        raise NucloraError(
-            "int8 is for OpenVINO and adapters with a dense decoder, at their own input size",
-            mend="--backend openvino, or another --precision",
-        )
+    if chosen == "fp16" and place.type == "cpu":
+        raise NucloraError("fp16 is for GPUs: a processor is a hundred times slower in it", mend="--precision no")
+    if chosen == "int8":
+        _require_int8(backend, dense is not None, size == trained_size)
     network: DenseNetwork | None = None
     if backend == "openvino" and dense is not None:
         if place.type != "cpu":
@@ -109,5 +108,14 @@ def _openvino_network(
     from nuclora.inference.openvino import OpenVinoNetwork, convert, read_int8
 
     if precision == "int8":
-        return OpenVinoNetwork(read_int8(folder), "no")
+        return OpenVinoNetwork(read_int8(folder, read_card(folder).int8), "no")
     return OpenVinoNetwork(convert(base_of(model), size, window), precision)
+
+
+def _require_int8(backend: Backend, is_dense: bool, own_size: bool) -> None:
+    if backend != "openvino":
+        raise NucloraError("int8 is OpenVINO's alone", mend="add --backend openvino")
+    if not is_dense:
+        raise NucloraError("int8 is for adapters with a dense decoder", mend="choose another --precision")
+    if not own_size:
+        raise NucloraError("the network in int8 has one input size", mend="leave the input size out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nuclora.errors import NucloraError
+from nuclora.inference.provenance import hash_file
 from nuclora.models.adapter import INT8
 from nuclora.models.dense_sam import DenseSam
 from nuclora.models.precision import Precision
@@ -73,26 +75,30 @@ def convert(model: DenseSam, input_size: int, window: int) -> Any:
         return openvino.convert_model(torch.export.export(model.eval(), examples, strict=False))
 
 
-def read_int8(adapter: Path) -> Any:
+def read_int8(adapter: Path, hashes: Mapping[str, str]) -> Any:
     """The network in 8 bits of an adapter.
 
     Args:
         adapter: What :func:`nuclora.inference.quantize.quantize_adapter` wrote.
+        hashes: SHA-256 of its files and of those that it was made from, by name, from the adapter's card.
 
     Raises:
-        NucloraError: OpenVINO is not installed, or the adapter has no such network, or a damaged one.
+        NucloraError: OpenVINO is not installed, the adapter has no such network, one of these files is missing or
+            another one, or this OpenVINO does not read it.
     """
     openvino = require_openvino()
-    path = adapter / f"{INT8}.xml"
-    if not path.is_file():
+    mend = "make it again with nuclora quantize"
+    if not hashes:
         raise NucloraError("this adapter has no network in int8", path=adapter, mend="make one with nuclora quantize")
+    for name, expected in hashes.items():
+        if hash_file(adapter / name) != expected:
+            what = "another file than" if (adapter / name).is_file() else "missing from"
+            raise NucloraError(f"{what} the files of the network in int8", path=adapter / name, mend=mend)
     try:
-        return openvino.Core().read_model(path)
+        return openvino.Core().read_model(adapter / f"{INT8}.xml")
     except RuntimeError as error:
-        reason = " ".join(str(error).split())[-160:]
-        raise NucloraError(
-            f"not a network that OpenVINO reads ({reason})", path=path, mend="make it again with nuclora quantize"
-        ) from error
+        reason = " ".join(str(error).split()).rpartition(": ")[2][:120]
+        raise NucloraError(f"OpenVINO cannot read it ({reason})", path=adapter / f"{INT8}.xml", mend=mend) from error
 
 
 def require_openvino() -> Any:

@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import io
-import shutil
-from collections.abc import Iterable, Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from errno import ENOSPC
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.data.images import read_image
+from nuclora.data.images import MAX_PIXELS, read_image
 from nuclora.errors import NucloraError
 from nuclora.files import atomic_folder
+from nuclora.inference.canvas import SlideOptions, find_tissue, open_canvas
 from nuclora.inference.image_files import find_images
 from nuclora.inference.loading import load_model
-from nuclora.inference.openvino import convert, require_openvino
+from nuclora.inference.openvino import convert
 from nuclora.inference.predictor import Predictor
+from nuclora.inference.provenance import hash_file
 from nuclora.inference.windows import predict_windows
+from nuclora.io.slides import is_slide
 from nuclora.metrics import score
-from nuclora.models.adapter import INT8
+from nuclora.models.adapter import INT8, read_card, write_card
 
 CALIBRATED = 32
 """Windows that the ranges of activations are taken from."""
 CHECKED = 8
 _SEED = 0
+# NNCF looks at every window once to smooth activations, and once for their ranges.
+_LOOKS = 2
 
 Window = NDArray[np.uint8]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -39,19 +47,27 @@ class Quantized:
     Attributes:
         calibrated: Windows that the ranges were taken from.
         checked: Windows whose nuclei were compared.
-        pq: Panoptic quality of its nuclei against those of float32, mean over windows.
+        apart: Whether those are of other images.
+        pq: Panoptic quality of its nuclei against those of float32, mean over windows where either finds any.
         nuclei: How many it finds in them.
         nuclei_float: How many float32 finds.
     """
 
     calibrated: int
     checked: int
+    apart: bool
     pq: float
     nuclei: int
     nuclei_float: int
 
 
-def quantize_adapter(adapter: Path, inputs: Sequence[str | Path], out: Path, weights: Path | None = None) -> Quantized:
+def quantize_adapter(
+    adapter: Path,
+    inputs: Sequence[str | Path],
+    out: Path,
+    weights: Path | None = None,
+    progress: Progress | None = None,
+) -> Quantized:
     """Copy an adapter, and add its network with weights and activations in 8 bits.
 
     Ranges of activations are those of windows of the images, by NNCF's quantisation after training with smoothed
@@ -59,79 +75,144 @@ def quantize_adapter(adapter: Path, inputs: Sequence[str | Path], out: Path, wei
 
     Args:
         adapter: Folder of an adapter with a dense decoder.
-        inputs: Images that look like those to be predicted, at the scale of the adapter: files, folders and globs.
+        inputs: Images that look like those to be predicted, at the scale of the adapter, and slides, which are
+            rescaled to it: files, folders and globs. Some forty are looked at.
         out: The copy; must not exist.
         weights: The base's weights; by default they are looked for.
+        progress: Called with the number of windows looked at and of all, which are looked at more than once.
 
     Returns:
-        What it finds in windows that had no say in it, against float32; in the same ones where there is only one.
+        What it finds in windows that had no say in it, against float32.
 
     Raises:
-        NucloraError: OpenVINO or NNCF is not installed, an image cannot be read, the adapter is not a valid one or has
-            no dense decoder, or `out` exists or cannot be written.
+        NucloraError: OpenVINO or NNCF is not installed, an image cannot be read, there are no nuclei in them, the
+            adapter is not a valid one or has no dense decoder, or `out` exists or cannot be written.
     """
-    require_openvino()
-    nncf = _require_nncf()
+    openvino, nncf = _require("openvino"), _require("nncf")
     if out.exists():
         raise NucloraError("exists already", path=out, mend="name a new folder")
+    card = read_card(adapter)
     predictor = load_model(adapter, weights=weights, prompts=False, device="cpu")
-    side, margin = predictor.lattice
-    windows = _draw_windows((image.path for image in find_images(inputs)), side, margin)
-    checked = windows[: min(CHECKED, len(windows) // 2)] or windows
-    calibrating = windows[len(checked) :][:CALIBRATED] or windows
-    data = nncf.Dataset(calibrating, lambda window: [part.numpy() for part in predictor.window_inputs(window)])
-    # It draws its progress on the terminal, whatever its log level.
-    with contextlib.redirect_stdout(io.StringIO()):
-        network = nncf.quantize(
-            convert(predictor.model, predictor.input_size, side),
-            data,
-            model_type=nncf.ModelType.TRANSFORMER,
-            preset=nncf.QuantizationPreset.MIXED,
-            subset_size=len(calibrating),
-        )
+    files = {file.name: _read(file) for file in adapter.iterdir() if file.is_file() and not file.name.startswith(INT8)}
     with atomic_folder(out) as fresh:
-        for file in adapter.iterdir():
-            if file.is_file():
-                shutil.copyfile(file, fresh / file.name)
-        require_openvino().save_model(network, fresh / f"{INT8}.xml", compress_to_fp16=False)
-    quantized = load_model(out, weights=weights, device="cpu", backend="openvino", precision="int8", prompts=False)
-    return _compare(predictor, quantized, checked, len(calibrating))
+        for name, content in files.items():
+            (fresh / name).write_bytes(content)
+        paths = [image.path for image in find_images(inputs, unique=False)]
+        calibrating, checking, apart = _draw_windows(paths, predictor, card.microns_per_pixel)
+        looked = 0
+
+        def look(window: Window) -> list[NDArray[np.float32]]:
+            nonlocal looked
+            if progress:
+                progress(looked, max(looked + 1, _LOOKS * len(calibrating)))
+            looked += 1
+            return [part.numpy() for part in predictor.window_inputs(window)]
+
+        # It draws its progress on the terminal, whatever its log level.
+        with contextlib.redirect_stdout(io.StringIO()):
+            network = nncf.quantize(
+                convert(predictor.model, predictor.input_size, predictor.lattice[0]),
+                nncf.Dataset(calibrating, look),
+                model_type=nncf.ModelType.TRANSFORMER,
+                preset=nncf.QuantizationPreset.MIXED,
+                subset_size=len(calibrating),
+            )
+        try:
+            openvino.save_model(network, fresh / f"{INT8}.xml", compress_to_fp16=False)
+        except RuntimeError as error:
+            # Its stream's error has lost the reason, of which there is one that is not ours.
+            raise OSError(ENOSPC, os.strerror(ENOSPC)) from error
+        made = sorted(fresh.glob(f"{INT8}.*")) + sorted(fresh.glob("*.safetensors"))
+        write_card(fresh, card.model_copy(update={"int8": {file.name: hash_file(file) for file in made}}))
+        quantized = load_model(
+            fresh, weights=weights, device="cpu", backend="openvino", precision="int8", prompts=False
+        )
+        return _compare(predictor, quantized, checking, len(calibrating), apart)
 
 
-def _draw_windows(paths: Iterable[Path], side: int, margin: int) -> list[Window]:
-    """Windows as a prediction cuts them, from all images, in an order drawn at random."""
-    wanted = CALIBRATED + CHECKED
-    seen: list[list[Window]] = []
+def _read(file: Path) -> bytes:
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise NucloraError(f"cannot be read ({error.strerror})", path=file, mend="check its permissions") from error
+
+
+def _draw_windows(
+    paths: Sequence[Path], predictor: Predictor, adapters_microns: float | None
+) -> tuple[list[Window], list[Window], bool]:
+    """Windows as a prediction cuts them, at random: to calibrate with, to check with, and whether of other images."""
     generator = np.random.default_rng(_SEED)
-    files = list(paths)
-    for path in [files[place] for place in generator.permutation(len(files))[:wanted]]:
-        cut: list[Window] = []
+    groups, failures = [], []
+    for place in generator.permutation(len(paths))[: CALIBRATED + CHECKED]:
+        try:
+            windows = _windows_of(paths[place], predictor, adapters_microns, generator)
+            groups.append([windows[index] for index in generator.permutation(len(windows))])
+        except NucloraError as error:
+            failures.append(error)
+    if failures:
+        first, *others = failures
+        reason = first.reason + (f"; nor can {', '.join(str(other.path) for other in others)}" if others else "")
+        raise NucloraError(reason, path=first.path, mend=first.mend)
+    if len(groups) > 1:
+        checked = min(CHECKED, len(groups) // 2)
+        return _in_turn(groups[checked:], CALIBRATED), _in_turn(groups[:checked], CHECKED), True
+    (windows,) = groups
+    checked = min(CHECKED, len(windows) // 2)
+    return (windows[checked:] or windows)[:CALIBRATED], windows[:checked] or windows, False
 
-        def keep(window: Window, cut: list[Window] = cut) -> NDArray[np.float32]:
-            cut.append(window.copy())
-            return np.zeros((1, side // 2, side // 2), dtype=np.float32)
 
-        predict_windows(read_image(path), side, margin, keep)
-        seen.append([cut[place] for place in generator.permutation(len(cut))[:wanted]])
-    # One of each image, then a second of each, until there are enough.
-    in_turn = [group[turn] for turn in range(wanted) for group in seen if turn < len(group)]
-    return in_turn[:wanted]
+def _windows_of(
+    path: Path, predictor: Predictor, adapters_microns: float | None, generator: np.random.Generator
+) -> list[Window]:
+    side, margin = predictor.lattice
+    if is_slide(path, MAX_PIXELS):
+        with open_canvas(path, SlideOptions(adapters_microns=adapters_microns)) as canvas:
+            tissue = find_tissue(canvas)
+            tries = 50 * CALIBRATED
+            starts = [generator.integers(0, max(1, size - side + 1), tries).tolist() for size in canvas.shape]
+            shown = [
+                (rows, columns)
+                for top, left in zip(*starts, strict=True)
+                if tissue.meets(rows := range(top, top + side), columns := range(left, left + side))
+            ]
+            return [canvas.read(*window) for window in shown[:CALIBRATED]]
+    seen: list[Window] = []
+
+    def keep(window: Window) -> NDArray[np.float32]:
+        seen.append(window.copy())
+        return np.zeros((1, side // 2, side // 2), dtype=np.float32)
+
+    predict_windows(read_image(path), side, margin, keep)
+    return seen
 
 
-def _compare(expected: Predictor, found: Predictor, windows: Sequence[Window], calibrated: int) -> Quantized:
+def _in_turn(groups: Sequence[Sequence[Window]], wanted: int) -> list[Window]:
+    """One window of each image, then a second of each, until there are enough."""
+    return [group[turn] for turn in range(wanted) for group in groups if turn < len(group)][:wanted]
+
+
+def _compare(
+    expected: Predictor, found: Predictor, windows: Sequence[Window], calibrated: int, apart: bool
+) -> Quantized:
     pairs = [(expected.nuclei(window).labels, found.nuclei(window).labels) for window in windows]
+    nuclei_float = sum(int(there.max()) for there, _ in pairs)
+    if not nuclei_float:
+        raise NucloraError(
+            "no nuclei in the images that were looked at, so nothing can be said of 8 bits",
+            mend="name images of tissue, at the adapter's scale",
+        )
     return Quantized(
         calibrated,
         len(windows),
-        float(np.mean([score(there, here)["pq"] for there, here in pairs])),
+        apart,
+        float(np.mean([score(there, here)["pq"] for there, here in pairs if there.any() or here.any()])),
         sum(int(here.max()) for _, here in pairs),
-        sum(int(there.max()) for there, _ in pairs),
+        nuclei_float,
     )
 
 
-def _require_nncf() -> Any:
+def _require(package: str) -> Any:
     try:
-        import nncf
+        return importlib.import_module(package)
     except ImportError as error:
-        raise NucloraError("int8 needs NNCF", mend="pip install 'nuclora[int8]'") from error
-    return nncf
+        raise NucloraError(f"int8 needs {package}", mend="pip install 'nuclora[int8]'") from error

@@ -53,6 +53,9 @@ class AdapterCard(BaseModel):
     microns_per_pixel: float | None = Field(None, gt=0, description="of the training tiles, where known")
     thresholds: dict[str, float] = Field({}, description="tuned fields of evaluate.decode, and min_size")
     calibration: list[tuple[float, float]] = Field([], description="score and the IoU to be expected at it, rising")
+    int8: dict[str, str] = Field(
+        {}, description="SHA-256 of the network in 8 bits and of what it was made from, by file"
+    )
     recipe: dict[str, Any]
     metrics: dict[str, Any] = {}
     nuclora: str = Field(default_factory=lambda: version("nuclora"), description="version that wrote it")
@@ -243,6 +246,8 @@ def save_half(folder: Path, out: Path, microns_per_pixel: float | None = None) -
         require_finite(halves[name], folder / name)
     if out.exists():
         raise NucloraError("exists already", path=out, mend="name a new folder")
+    # The network in 8 bits stays behind: it was made from the weights as they are.
+    card = card.model_copy(update={"int8": {}})
     if microns_per_pixel is not None:
         card = card.model_copy(update={"microns_per_pixel": microns_per_pixel})
     _write(out, _read_config(folder), halves, card)
@@ -261,6 +266,8 @@ def read_card(folder: Path) -> AdapterCard:
         NucloraError: No card, or not a valid one.
     """
     path = folder / CARD
+    if not folder.is_dir():
+        raise NucloraError("no such folder", path=folder, mend="name the folder of an adapter")
     try:
         return AdapterCard.model_validate_json(path.read_bytes())
     except OSError as error:
