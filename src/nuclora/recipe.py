@@ -8,13 +8,15 @@ import json
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nuclora.errors import NucloraError
 
+Views = Literal[1, 2, 4, 8]
+VIEWS: tuple[Views, ...] = get_args(Views)
 AskedPrecision = Literal["no", "bf16", "fp16", "auto"]
 """`auto` stands for `bf16` where the device computes in it fast, and for `no` elsewhere."""
 
@@ -213,7 +215,7 @@ class DecodeSettings(_Strict):
     agreement: float = Field(
         0.0, ge=0, lt=1, description="least agreement of the views on a nucleus, as in its score; 0: all are kept"
     )
-    views: Literal[1, 2, 4, 8] = Field(8, description="flips and quarter turns that are averaged")
+    views: Views = Field(8, description="flips and quarter turns that are averaged")
 
 
 class EvaluateSettings(_Strict):

@@ -174,7 +174,7 @@ def test_one_bad_image_is_one_line(
         (("PICTURES", "-o", "PICTURES/tile_0.png/out"), "cannot write"),
         (("PICTURES", "--format", "labels,shapes"), "no such format: shapes"),
         (("PICTURES", "--format", ","), "no such format"),
-        (("PICTURES", "--views", "3"), "decode.views"),
+        (("PICTURES", "--views", "3"), "give --views 1, 2, 4 or 8"),
         (("PICTURES", "--precision", "fp8"), "no such choice: fp8"),
         (("PICTURES", "-a", "EMPTY"), "not an adapter"),
     ],

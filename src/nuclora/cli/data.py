@@ -157,16 +157,15 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
         grid.add_row(*_cells(row))
     if report.total.tiles:
         grid.add_section()
-        grid.add_row(*_cells(report.total, f"{len(report.groups)} organs"), style="bold")
+        grid.add_row(*_cells(report.total, counted(len(report.groups), "organ")), style="bold")
     console.print(grid)
     for note in report.notes:
         named = ", ".join(note.tiles[:3]) + (", ..." if len(note.tiles) > 3 else "")
         console.print(f"[cyan]note[/]   {escape(note.text)}: {escape(named)}", highlight=False, soft_wrap=True)
     for fault in report.faults[:max_faults]:
         mend = f"; {fault.mend}" if fault.mend else ""
-        console.print(
-            f"[red]fault[/]  {escape(fault.path)}: {escape(fault.reason + mend)}", highlight=False, soft_wrap=True
-        )
+        kind = "[red]fault[/] " if fault.spoils else "[yellow]meant?[/]"
+        console.print(f"{kind} {escape(fault.path)}: {escape(fault.reason + mend)}", highlight=False, soft_wrap=True)
     hidden = len(report.faults) - max_faults
     if hidden > 0:
         console.print(f"[red]fault[/]  and {hidden} more: see --max-faults or --json", highlight=False)
@@ -174,7 +173,7 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
     if spoiling:
         console.print(f"[bold red]{counted(spoiling, 'fault')} would spoil training[/]", highlight=False)
     elif report.faults:
-        console.print("[bold green]fit for training[/], if the faults above are meant", highlight=False)
+        console.print("[bold green]fit for training[/], if what is named above is meant", highlight=False)
     else:
         console.print("[bold green]no faults: fit for training[/]", highlight=False)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from nuclora.errors import NucloraError
 from nuclora.models.adapter import CARD, CONFIG, INT8, AdapterCard, read_recipe, tuned_settings
-from nuclora.recipe import EvaluateSettings, change_evaluation
+from nuclora.recipe import VIEWS, EvaluateSettings, change_evaluation
 
 
 def choose_settings(adapter: Path, card: AdapterCard, views: int | None, min_size: int | None) -> EvaluateSettings:
@@ -29,6 +29,8 @@ def choose_settings(adapter: Path, card: AdapterCard, views: int | None, min_siz
             path=adapter,
             mend="name an adapter of the recipe nuclora with -a",
         )
+    if views is not None and views not in VIEWS:
+        raise NucloraError(f"{views} views", mend=f"give --views {', '.join(map(str, VIEWS[:-1]))} or {VIEWS[-1]}")
     changes = {"min_size": min_size, "decode.views": views}
     fields = [f"evaluate.{name}={value}" for name, value in changes.items() if value is not None]
     return change_evaluation(tuned_settings(card, recipe), fields)
