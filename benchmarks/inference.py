@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -26,7 +27,7 @@ from nuclora.inference.predictor import Predictor
 from nuclora.inference.quantize import quantize_adapter
 from nuclora.metrics import score
 from nuclora.models.adapter import shipped_adapter
-from nuclora.models.precision import Precision
+from nuclora.models.precision import Precision, is_fast_in_bfloat16
 from nuclora.models.tiny_vit import TinyViT
 from nuclora.recipe import EvaluateSettings, load_recipe
 from plain_sam import plain_tiny_vit, random_base
@@ -36,6 +37,7 @@ SIDES: dict[str, tuple[Backend, Precision]] = {
     "PyTorch, bf16": ("torch", "bf16"),
     "OpenVINO, float32": ("openvino", "no"),
     "OpenVINO, bf16": ("openvino", "bf16"),
+    "OpenVINO, int8": ("openvino", "int8"),
 }
 # Panoptic quality against the reference's nuclei, and share of the maps' range.
 _LEAST_PQ, _MOST_APART = 0.9, 0.1
@@ -88,7 +90,8 @@ def compare(results: Results, name: str, make: Make, image: NDArray[np.uint8], v
     """Time all sides in turn, after a look at what they find."""
     predictors = {"the plain form": plain(make)}
     for side, options in SIDES.items():
-        if make is mobile_sam and options[1] == "int8":
+        no_adapter = make is mobile_sam and options[1] == "int8"
+        if no_adapter or (options == ("openvino", "bf16") and not is_fast_in_bfloat16(torch.device("cpu"))):
             continue
         began = time.perf_counter()
         predictors[side] = make(*options)

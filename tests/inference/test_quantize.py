@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import shutil
 import sys
@@ -224,6 +225,17 @@ def test_another_file_is_named(load: Load, quantized: Path, tmp_path: Path, name
     (copy / name).unlink()
     with pytest.raises(NucloraError, match="missing"):
         load(copy, backend="openvino", precision="int8")
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_openvino_computes_in_bf16_only_where_the_processor_does(
+    load: Load, dense_adapter: Path, monkeypatch: pytest.MonkeyPatch, fast: bool
+) -> None:
+    pytest.importorskip("openvino", reason="not installed: pip install 'nuclora[openvino]'")
+    monkeypatch.setattr("nuclora.inference.loading.is_fast_in_bfloat16", lambda device: fast)
+    refused = contextlib.nullcontext() if fast else pytest.raises(NucloraError, match="ten times slower in bf16")
+    with refused:
+        load(dense_adapter, precision="bf16", backend="openvino", device="cpu")
 
 
 def test_fp16_is_refused_on_a_processor(load: Load, dense_adapter: Path) -> None:

@@ -14,7 +14,7 @@ from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import load_base
 from nuclora.models.dense_adapter import load_dense_adapter
 from nuclora.models.dense_sam import DenseSam
-from nuclora.models.precision import Precision, resolve_precision
+from nuclora.models.precision import Precision, is_fast_in_bfloat16, resolve_precision
 from nuclora.models.preprocess import Normalise
 from nuclora.recipe import AskedPrecision, EvaluateSettings
 
@@ -77,6 +77,8 @@ def load_model(
     dense = recipe.dense if recipe else None
     if chosen == "fp16" and place.type == "cpu":
         raise NucloraError("fp16 is for GPUs: a processor is a hundred times slower in it", mend="--precision no")
+    if chosen == "bf16" and backend == "openvino" and not is_fast_in_bfloat16(place):
+        raise NucloraError("OpenVINO is ten times slower in bf16 on this processor", mend="--precision no or int8")
     if chosen == "int8":
         _require_int8(backend, dense is not None, size == trained_size)
     network: DenseNetwork | None = None
