@@ -20,7 +20,7 @@ from PIL import Image
 
 import nuclora
 from common import Results, best_of, parser
-from nuclora.data.synthetic import synthesize_tile
+from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.inference.loading import Backend
 from nuclora.inference.openvino import OpenVinoNetwork, convert
 from nuclora.inference.predictor import Predictor
@@ -52,7 +52,7 @@ def shipped(backend: Backend, precision: Precision) -> Predictor:
         return nuclora.load_model(shipped_adapter(), backend=backend, precision=precision)
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(_CALIBRATED):
-            Image.fromarray(synthesize_tile(512, seed, seed).image).save(f"{folder}/{seed}.png")
+            Image.fromarray(synthesize_tile(512, seed, ORGANS[seed % len(ORGANS)]).image).save(f"{folder}/{seed}.png")
         quantize_adapter(shipped_adapter(), [folder], Path(folder) / "int8")
         return nuclora.load_model(Path(folder) / "int8", backend=backend, precision=precision)
 
