@@ -146,7 +146,9 @@ def _draw_windows(
     for place in generator.permutation(len(paths))[: CALIBRATED + CHECKED]:
         try:
             windows = _windows_of(paths[place], predictor, adapters_microns, generator)
-            groups.append([windows[index] for index in generator.permutation(len(windows))])
+            # No more than can be wanted: a large image has hundreds.
+            chosen = generator.permutation(len(windows))[: CALIBRATED + CHECKED]
+            groups.append([windows[index] for index in chosen])
         except NucloraError as error:
             failures.append(error)
     if failures:
