@@ -11,16 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
+from nuclora.extras import EXTRAS
+
 State = Literal["good", "note", "bad"]
-_EXTRAS = {
-    "openslide": "slides",
-    "pyarrow": "parquet",
-    "zarr": "zarr",
-    "openvino": "openvino",
-    "nncf": "int8",
-    "ray": "scale",
-    "tensorboard": "track",
-}
 _ROOM_FOR_A_RUN = 5e9
 
 
@@ -78,7 +71,7 @@ def _extras() -> list[Finding]:
         Finding(module, "good", "installed")
         if importlib.util.find_spec(module)
         else Finding(module, "note", "not installed", f"pip install 'nuclora[{extra}]'")
-        for module, extra in _EXTRAS.items()
+        for module, extra in EXTRAS.items()
     ]
 
 

@@ -49,6 +49,6 @@ def test_what_it_cannot_compute_is_refused(model):
 
 def test_without_openvino_the_way_to_get_it_is_told(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
-    with pytest.raises(NucloraError, match="needs OpenVINO") as caught:
+    with pytest.raises(NucloraError, match="needs the package openvino") as caught:
         convert(model, 64, DENSE.window)
     assert caught.value.mend == "pip install 'nuclora[openvino]'"

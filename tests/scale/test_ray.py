@@ -316,7 +316,7 @@ def test_without_ray_one_line_says_how_to_get_it(
     cli: Cli, trained: list[object], inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
-    told = ("--engine ray needs Ray", "pip install 'nuclora[scale]'")
+    told = ("--engine ray needs the package ray", "pip install 'nuclora[scale]'")
     for command in (("cv", *trained), ("predict", inputs)):
         assert_one_line(cli(*command, "-o", tmp_path / "out", "--engine", "ray"), *told)
     assert not (tmp_path / "out").exists()

@@ -81,8 +81,8 @@ def test_a_run_with_tensorboard(tiny_data, tiny_recipe, tiny_sam_folder, tmp_pat
 def test_tensorboard_without_the_package_is_told(tmp_path, monkeypatch):
     from nuclora.cli import runs
 
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    with pytest.raises(NucloraError, match=r"TensorBoard is not installed; pip install 'nuclora\[track\]'"):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(NucloraError, match="--tensorboard needs the package tensorboard"):
         runs._tensorboard(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -11,6 +11,7 @@ from rich.console import Console
 from nuclora.cli.progress import LineMonitor, ProgressMonitor, say
 from nuclora.data.folds import ALL_TILES
 from nuclora.errors import NucloraError
+from nuclora.extras import require
 from nuclora.report.summary import print_table, write_summary
 from nuclora.run import Run
 from nuclora.training.crossval import CrossValidation
@@ -80,7 +81,5 @@ def cross_validate_and_print(
 
 
 def _tensorboard(out: Path) -> Monitor:
-    try:
-        return TensorBoardMonitor(out / "tensorboard")
-    except ImportError as error:
-        raise NucloraError("TensorBoard is not installed", mend="pip install 'nuclora[track]'") from error
+    require("tensorboard", "--tensorboard")
+    return TensorBoardMonitor(out / "tensorboard")

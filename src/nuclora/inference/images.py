@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from nuclora.errors import NucloraError
+from nuclora.extras import require
 from nuclora.inference.canvas import Region, SlideOptions
 from nuclora.inference.engine import Engine, LocalEngine, NamedProgress, Progress
 from nuclora.inference.image_files import ImageFile, find_images
@@ -16,8 +17,6 @@ from nuclora.inference.loading import BACKENDS, Backend, load_model
 from nuclora.inference.outputs import FORMATS, USUAL, OutputFolder, Row, open_outputs
 from nuclora.inference.parts import remove_parts
 from nuclora.inference.provenance import choose_settings, identify_adapter
-from nuclora.io.parquet import require_parquet
-from nuclora.io.zarr import require_zarr
 from nuclora.models.adapter import read_card, shipped_adapter
 from nuclora.models.precision import PRECISIONS, Precision
 
@@ -97,9 +96,9 @@ def predict_files(
         raise NucloraError(f"no such format: {', '.join(unknown)}", mend=f"choose from {','.join(FORMATS)}")
     if "parquet" in formats:
         # Before hours of work, and not after.
-        require_parquet()
+        require("pyarrow", "--format parquet")
     if "zarr" in formats:
-        require_zarr()
+        require("zarr", "--format zarr")
     images = find_images(inputs, recursive=recursive)
     if region or not tissue_mask:
         require_slides(images)

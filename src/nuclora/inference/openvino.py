@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nuclora.errors import NucloraError
+from nuclora.extras import require
 from nuclora.inference.provenance import hash_file
 from nuclora.models.adapter import INT8
 from nuclora.models.dense_sam import DenseSam
@@ -36,7 +36,7 @@ class OpenVinoNetwork:
         if precision not in _HINTS:
             raise NucloraError(f"OpenVINO does not compute in {precision} here", mend="--precision bf16, int8 or no")
         self._compiled = (
-            require_openvino()
+            _require_openvino()
             .Core()
             .compile_model(
                 network,
@@ -66,7 +66,7 @@ def convert(model: DenseSam, input_size: int, window: int) -> Any:
     Raises:
         NucloraError: OpenVINO is not installed.
     """
-    openvino = require_openvino()
+    openvino = _require_openvino()
     examples = torch.zeros(1, 3, input_size, input_size), torch.zeros(1, 3, window, window)
     # The fused attention kernels cannot be taken apart into what OpenVINO knows.
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
@@ -86,7 +86,7 @@ def read_int8(adapter: Path, hashes: Mapping[str, str]) -> Any:
         NucloraError: OpenVINO is not installed, the adapter has no such network, one of these files is missing or
             another one, or this OpenVINO does not read it.
     """
-    openvino = require_openvino()
+    openvino = _require_openvino()
     mend = "make it again with nuclora quantize"
     if not hashes:
         raise NucloraError("this adapter has no network in int8", path=adapter, mend="make one with nuclora quantize")
@@ -101,13 +101,5 @@ def read_int8(adapter: Path, hashes: Mapping[str, str]) -> Any:
         raise NucloraError(f"OpenVINO cannot read it ({reason})", path=adapter / f"{INT8}.xml", mend=mend) from error
 
 
-def require_openvino() -> Any:
-    """OpenVINO's package.
-
-    Raises:
-        NucloraError: It is not installed.
-    """
-    try:
-        return importlib.import_module("openvino")
-    except ImportError as error:
-        raise NucloraError("--backend openvino needs OpenVINO", mend="pip install 'nuclora[openvino]'") from error
+def _require_openvino() -> Any:
+    return require("openvino", "--backend openvino")

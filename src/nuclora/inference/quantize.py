@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import contextlib
-import importlib
 import io
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from errno import ENOSPC
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.data.images import MAX_PIXELS, read_image
 from nuclora.errors import NucloraError
+from nuclora.extras import require
 from nuclora.files import atomic_folder
 from nuclora.inference.canvas import SlideOptions, find_tissue, open_canvas
 from nuclora.inference.image_files import find_images
@@ -88,7 +87,7 @@ def quantize_adapter(
         NucloraError: OpenVINO or NNCF is not installed, an image cannot be read, there are no nuclei in them, the
             adapter is not a valid one or has no dense decoder, or `out` exists or cannot be written.
     """
-    openvino, nncf = _require("openvino"), _require("nncf")
+    nncf, openvino = require("nncf", "int8"), require("openvino", "int8")
     if out.exists():
         raise NucloraError("exists already", path=out, mend="name a new folder")
     card = read_card(adapter)
@@ -211,10 +210,3 @@ def _compare(
         sum(int(here.max()) for _, here in pairs),
         nuclei_float,
     )
-
-
-def _require(package: str) -> Any:
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise NucloraError(f"int8 needs {package}", mend="pip install 'nuclora[int8]'") from error

@@ -5,27 +5,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from numpy.typing import NDArray
 
-from nuclora.errors import NucloraError
+from nuclora.extras import require
 from nuclora.files import atomic_file
-
-
-def require_parquet() -> tuple[ModuleType, ModuleType]:
-    """The library, `pyarrow` and its `parquet`.
-
-    Raises:
-        NucloraError: It is not installed.
-    """
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError as error:
-        raise NucloraError("Parquet needs pyarrow", mend="install it: pip install 'nuclora[parquet]'") from error
-    return pyarrow, parquet
 
 
 def write_parquet(path: Path, parts: Iterable[Mapping[str, NDArray[Any]]]) -> None:
@@ -39,7 +24,9 @@ def write_parquet(path: Path, parts: Iterable[Mapping[str, NDArray[Any]]]) -> No
     Raises:
         NucloraError: pyarrow is not installed, the disk is full or the path cannot be written.
     """
-    pyarrow, parquet = require_parquet()
+    pyarrow = require("pyarrow", "Parquet")
+    from pyarrow import parquet
+
     # A writer that is left open after a failure would still write, to a file that is gone.
     with atomic_file(path) as file, contextlib.ExitStack() as stack:
         writer = None

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.errors import NucloraError
+from nuclora.extras import require
 from nuclora.files import atomic_folder
 
 Read = Callable[[range, range], NDArray[Any]]
@@ -48,20 +47,6 @@ class Grid(NamedTuple):
     origin: tuple[float, float] = (0.0, 0.0)
 
 
-def require_zarr() -> ModuleType:
-    """The library, `zarr`.
-
-    Raises:
-        NucloraError: It is not installed.
-    """
-    try:
-        import zarr
-    except ImportError as error:
-        raise NucloraError("OME-Zarr needs zarr", mend="install it: pip install 'nuclora[zarr]'") from error
-    module: ModuleType = zarr
-    return module
-
-
 def write_zarr(path: Path, name: str, grid: Grid, pixels: Read, labels: Read) -> None:
     """Write an image and its label map as an OME-Zarr store, chunk by chunk and atomically.
 
@@ -78,7 +63,7 @@ def write_zarr(path: Path, name: str, grid: Grid, pixels: Read, labels: Read) ->
     Raises:
         NucloraError: zarr is not installed, the disk is full or the path cannot be written.
     """
-    zarr = require_zarr()
+    zarr = require("zarr", "OME-Zarr")
     with atomic_folder(path) as folder:
         root = zarr.create_group(folder, zarr_format=3, attributes=_image(name, grid))
         first = _create(root, 0, (3, grid.height, grid.width), np.uint8, _WHITE)

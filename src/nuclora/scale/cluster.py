@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 from nuclora.errors import NucloraError
+from nuclora.extras import require
 
 TRIES: Final = 4
 """Work is given up after so many workers have died of it."""
@@ -89,10 +90,7 @@ def connect(worker_cpus: int = 1) -> Iterator[Cluster]:
     Raises:
         NucloraError: Ray is not installed, no cluster answers, or it has no room for a single worker.
     """
-    try:
-        import ray
-    except ImportError as error:
-        raise NucloraError("--engine ray needs Ray", mend="install it: pip install 'nuclora[scale]'") from error
+    ray = require("ray", "--engine ray")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise NucloraError("--engine ray starts its own processes", mend="run it without torchrun or accelerate launch")
     ours = not ray.is_initialized()
