@@ -52,6 +52,7 @@ def test_old_content_survives_a_failure(where, error, tmp_path, monkeypatch):
     [
         (errno.ENOSPC, "free some space and run the same command again"),
         (errno.EDQUOT, "free some space and run the same command again"),
+        (errno.EFBIG, "raise the limit (ulimit -f)"),
         (errno.EACCES, "check the path and its permissions"),
         (errno.EROFS, "check the path and its permissions"),
     ],

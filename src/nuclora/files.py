@@ -26,9 +26,11 @@ def disk_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        mend = "free some space and run the same command again: it goes on from what is there"
-        if error.errno not in _FULL:
-            mend = "check the path and its permissions"
+        mend = "check the path and its permissions"
+        if error.errno in _FULL:
+            mend = "free some space and run the same command again: it goes on from what is there"
+        elif error.errno == errno.EFBIG:
+            mend = "raise the limit (ulimit -f), or write to a file system that takes larger files"
         raise NucloraError(f"cannot write ({error.strerror or error})", path=path, mend=mend) from error
 
 

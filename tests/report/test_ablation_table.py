@@ -14,6 +14,7 @@ from nuclora.report.ablation_table import WIDTH, print_ablation, to_csv, to_mark
 def _result(protocol: str, **other: Any) -> dict[str, Any]:
     return {
         "protocol": protocol,
+        "scored": "test",
         "tiles": 133,
         "of_tiles": 133,
         "mean": {"dice": 0.8, "aji": 0.5556, "pq": 1.0},
@@ -92,6 +93,17 @@ def test_what_lacks_is_said_and_not_invented(summary):
     assert "no differences" not in text
     summary["rows"][0] = _row("reference", state="lacking")
     assert "there are no differences" in " ".join("\n".join(_printed(summary)).split())
+
+
+def test_inner_tiles_are_told_from_test_tiles(summary):
+    assert "inner" not in "\n".join(_printed(summary)) + to_markdown(summary)
+    for row in summary["rows"]:
+        row["results"] = [result | {"scored": "inner"} for result in row.get("results", ())]
+    for told in ("\n".join(_printed(summary)), to_markdown(summary)):
+        assert "133 inner" in told
+        assert "60/133 inner" in told
+        assert "no test tile was read" in " ".join(told.split())
+    assert {row["scored"] for row in csv.DictReader(io.StringIO(to_csv(summary)))} == {"inner", ""}
 
 
 def test_oracles_are_named_as_bounds(summary):

@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -170,10 +169,8 @@ def test_a_fold_at_work_is_not_touched_by_another(unbroken, tiny_data, tiny_reci
 
 def test_a_finished_run_is_read_and_not_done_again(unbroken, tiny_data, tiny_recipe, tiny_sam_folder):
     before = {p: p.stat().st_mtime_ns for p in unbroken.rglob("*.safetensors")}
-    started = time.monotonic()
     _run(tiny_data, tiny_recipe, unbroken, tiny_sam_folder)
     assert {p: p.stat().st_mtime_ns for p in unbroken.rglob("*.safetensors")} == before
-    assert time.monotonic() - started < 60
 
 
 def test_logs_hold_every_step_epoch_and_validation(unbroken):

@@ -34,10 +34,10 @@ def summarise_ablation(ablation: Ablation) -> dict[str, Any]:
         `state`: "lacking", "begun" or "done". All but lacking ones have `parameters` (`trainable` and `total`; empty
         where the folder of a custom base is gone), `steps`, `seconds_per_step` (their median), `memory_mb` (the
         largest), `command` and `commit` of the last session, and `results`: for each protocol with scored tiles
-        `tiles` of `of_tiles`, the `mean` of the folds and its 95 % `interval` for each measure, `paired_tiles`, and
-        `difference`: for Dice, AJI and PQ the row less the reference over the tiles that both have, with the ends of
-        its 95 % interval (:func:`nuclora.metrics.aggregate.paired_difference`; empty for the reference, and where it
-        lacks).
+        which ones (`scored`: "test" or "inner"), `tiles` of `of_tiles`, the `mean` of the folds and its 95 % `interval`
+        for each measure, `paired_tiles`, and `difference`: for Dice, AJI and PQ the row less the reference over the
+        tiles that both have, with the ends of its 95 % interval (:func:`nuclora.metrics.aggregate.paired_difference`;
+        empty for the reference, and where it lacks).
     """
     reference = ablation.run_of(ablation.rows[0])
     recipe = ablation.rows[0].recipe
@@ -107,6 +107,7 @@ def _result(ablation: Ablation, row: AblationRow, protocol: str, scores: list[Ro
         difference = {metric: list(paired_difference(ours, others, metric)) for metric in METRICS}
     return {
         "protocol": protocol,
+        "scored": row.recipe.evaluate.tiles,
         "tiles": len(scores),
         "of_tiles": len(ablation.expected_tiles(row, protocol)),
         "mean": summary.mean,

@@ -25,7 +25,7 @@ _NAME_WIDTH = 24
 _PARTS = ("", "_low", "_high")
 _CSV_COLUMNS = (
     *("row", "why", "set", "state", "trainable", "total", "steps", "seconds_per_step", "memory_mb"),
-    *("protocol", "tiles", "of_tiles", "paired_tiles"),
+    *("protocol", "scored", "tiles", "of_tiles", "paired_tiles"),
     *(f"{metric}{part}" for metric in METRICS for part in _PARTS),
     *(f"{metric}_difference{part}" for metric in METRICS for part in _PARTS),
 )
@@ -133,7 +133,8 @@ def _short(value: float, sign: str = "") -> str:
 def _tiles(result: Entry) -> list[str]:
     """How many tiles the numbers are from, and of how many the difference is, where that is another number."""
     tiles, paired = result["tiles"], result["paired_tiles"]
-    told = [f"{tiles} tiles" if tiles == result["of_tiles"] else f"{tiles}/{result['of_tiles']}"]
+    kind = "inner" if result["scored"] == "inner" else "tiles"
+    told = [f"{tiles} {kind}" if tiles == result["of_tiles"] else f"{tiles}/{result['of_tiles']} {kind}"]
     return [*told, f"{paired} paired"] if result["difference"] and paired != tiles else told
 
 
@@ -186,12 +187,14 @@ def _folds(summary: Mapping[str, Any]) -> str:
 
 
 def _legend(summary: Mapping[str, Any]) -> str:
-    protocols = {result["protocol"] for row in summary["rows"] for result in row.get("results", ())}
-    oracles = sorted(name for name in protocols if name.startswith("oracle"))
+    results = [result for row in summary["rows"] for result in row.get("results", ())]
+    inner = any(result["scored"] == "inner" for result in results)
+    oracles = sorted({result["protocol"] for result in results if result["protocol"].startswith("oracle")})
     sentences = [
         f"Mean of {_folds(summary)} with its 95 % interval; under it the difference to the reference, paired by tile, "
         "with its own.",
         "s/step: the median. GB: the most after any step.",
+        *(["inner: tiles of the inner validation; no test tile was read."] if inner else []),
         *([f"{', '.join(oracles)}: {UPPER_BOUND}."] if oracles else []),
     ]
     if not summary["rows"][0].get("results"):
