@@ -86,6 +86,9 @@ class AugmentSettings(_Strict):
         None, ge=32, le=8192, description="side in tile pixels of a random square of the tile; null: the whole tile"
     )
     zoom: float = Field(1.0, ge=1, le=4, description="largest enlargement, and its inverse the smallest; 1: off")
+    elastic: float = Field(
+        0.0, ge=0, le=6, description="standard deviation of smooth shifts that bend the tile, in its pixels; 0: off"
+    )
     light: float = Field(0.0, ge=0, le=1, description="strength of the change of brightness and contrast; 0: off")
     blur: float = Field(0.0, ge=0, le=1, description="probability of Gaussian blur")
     jpeg: float = Field(0.0, ge=0, le=1, description="probability of JPEG compression")
@@ -158,6 +161,12 @@ class TrainSettings(_Strict):
     clip_norm: float | None = Field(None, gt=0, description="largest norm of the gradient; null: not clipped")
     ema: float = Field(0.0, ge=0, lt=1, description="decay of the moving average of the weights; 0: off")
     precision: AskedPrecision = "no"
+    balance: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="0: each tile once an epoch; 1: each organ as often as any other",
+    )
     workers: int = Field(60, ge=0, description="loader processes; capped at the machine's cores")
     select: Literal["last", "best"] = "last"
     validate_on: Literal["test", "inner"] = "test"

@@ -368,15 +368,16 @@ def test_zoom_and_crop_leave_the_angle_and_rotation_leaves_the_zoom() -> None:
         assert both[0] == pytest.approx(zoom, rel=0.003)
 
 
+@pytest.mark.parametrize("elastic", [0.0, 4.0])
 @pytest.mark.parametrize("shape", [(90, 120), (301, 40), (17, 23)])
-def test_reading_equals_scipy_and_mirrors_outside(shape: tuple[int, int]) -> None:
+def test_reading_equals_scipy_and_mirrors_outside(shape: tuple[int, int], elastic: float) -> None:
     rng = np.random.default_rng(2)
     image = rng.integers(0, 256, (*shape, 3), np.uint8)
     labels = rng.integers(0, 2**31, shape, np.int32, endpoint=False)
     ignore = rng.random(shape) < 0.5
     for _ in range(20):
         centre = tuple(rng.uniform(0, side - 1) for side in shape)
-        view = _View((50, 61), centre, rng.uniform(-4, 4), rng.uniform(0.3, 2))
+        view = _View((50, 61), centre, rng.uniform(-4, 4), rng.uniform(0.3, 2), elastic, int(rng.integers(99)))
         values, moved, ignored = _read((image, labels, ignore), view)
         points = np.stack([part.numpy() for part in view.points()])
         for channel in range(3):
@@ -388,6 +389,33 @@ def test_reading_equals_scipy_and_mirrors_outside(shape: tuple[int, int]) -> Non
         assert np.array_equal(ignored[inside], ignore[row[inside], column[inside]])
         assert not moved[~inside].any()
         assert ignored[~inside].all()
+
+
+def test_bending_shifts_smoothly_by_as_much_as_asked_and_folds_nothing() -> None:
+    sample = coordinates()
+    shifts, steps = [], []
+    for seed in range(30):
+        row, column, known = origins(sample, augment(sample, only(elastic=3), seed))
+        own_row, own_column = np.indices(row.shape)
+        for moved, own, axis in ((row, own_row, 0), (column, own_column, 1)):
+            shifts.append((moved - own)[known])
+            both = known & np.roll(known, 1, axis)
+            steps.append(np.diff(moved, axis=axis)[np.delete(both, 0, axis)])
+    every = np.concatenate(shifts)
+    # Between its knots a smooth field shifts a little less than at them.
+    assert 2 < every.std() < 3.2
+    assert abs(every.mean()) < 0.5
+    # Neighbours stay neighbours, in their order but for the rounding to whole pixels.
+    every = np.concatenate(steps)
+    assert np.quantile(every, 0.001) >= 0
+    assert every.max() <= 3
+
+
+def test_bending_keeps_every_nucleus_in_one_part() -> None:
+    for seed in range(10):
+        result = augment(discs(), only(elastic=3), seed)
+        for name in np.unique(result.labels[result.labels > 0]):
+            assert ndimage.label(result.labels == name, np.ones((3, 3)))[1] == 1
 
 
 @pytest.mark.parametrize("turns", range(4))

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 
+import numpy as np
 import pytest
 
 from nuclora.errors import NucloraError
-from nuclora.training.plan import Plan
+from nuclora.recipe import load_recipe
+from nuclora.training.plan import Plan, make_plan
 
 
 @pytest.mark.parametrize(
@@ -36,3 +39,42 @@ def test_each_tile_of_an_epochs_batches_goes_to_one_process_in_the_order_of_one_
         assert sorted(batch) == sorted(shares[0][step] + shares[1][step])
     assert two.batches(3, 1, 1) == shares[1][1:]
     assert alone.batches(4, 0, 0) != alone.batches(3, 0, 0)
+
+
+GROUPS = ["liver"] * 60 + ["spleen"] * 15 + ["brain"] * 5
+
+
+def _shown(balance: float, epochs: int = 40) -> list[Counter[int]]:
+    recipe = load_recipe("embedded", [f"train.balance={balance}", "train.batch_size=4"])
+    plan = make_plan(recipe, 1, GROUPS, 1)
+    return [Counter(index for batch in plan.batches(epoch, 0, 0) for index in batch) for epoch in range(epochs)]
+
+
+@pytest.mark.parametrize("balance", [1, 0.5])
+def test_balance_shows_small_groups_more_often(balance):
+    sizes = np.array((60, 15, 5))
+    expected = 80 * sizes ** (1 - balance) / (sizes ** (1 - balance)).sum()
+    epochs = _shown(balance)
+    groups = [Counter(GROUPS[index % 80] for index in epoch.elements()) for epoch in epochs]
+    means = [np.mean([group[name] for group in groups]) for name in ("liver", "spleen", "brain")]
+    assert means == pytest.approx(expected, abs=0.5)
+    for epoch in epochs:
+        assert epoch.total() == 80
+        # A repetition has a number of its own, so that it is another crop with other prompts.
+        assert set(epoch.values()) == {1}
+        times = Counter(index % 80 for index in epoch)
+        assert {index + 80 * again for index, count in times.items() for again in range(count)} == set(epoch)
+        brain = [times[index] for index in range(75, 80)]
+        assert max(brain) - min(brain) <= 1
+    assert any(epochs[0] != epoch for epoch in epochs[1:])
+
+
+def test_without_balance_every_tile_is_shown_once():
+    assert all(epoch == Counter(range(80)) for epoch in _shown(0, 3))
+
+
+def test_balance_of_equal_groups_shows_every_tile_once():
+    recipe = load_recipe("embedded", ["train.balance=1"])
+    plan = make_plan(recipe, 1, ["a", "b"] * 20, 1)
+    for epoch in range(20):
+        assert sorted(index for batch in plan.batches(epoch, 0, 0) for index in batch) == list(range(40))

@@ -1,4 +1,4 @@
-"""Random changes of a training tile: flips, rotation, zoom, crop; stain, light, blur, JPEG, noise."""
+"""Random changes of a training tile: flips, rotation, zoom, crop, bending; stain, light, blur, JPEG, noise."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from kornia.filters import gaussian_blur2d
 from numpy.typing import NDArray
 from PIL import Image
-from torch.nn.functional import grid_sample, normalize, pad
+from torch.nn.functional import grid_sample, interpolate, normalize, pad
 
 from nuclora.data.tiles import Sample
 from nuclora.recipe import AugmentSettings
@@ -25,6 +25,8 @@ _BRIGHTNESS = 0.3 * 255
 _BLUR_SIGMAS = (0.3, 1.2)
 """Standard deviations of the blur in pixels."""
 _JPEG_QUALITIES = (50, 95)
+_KNOTS = 32
+"""Pixels between the points that bending moves each by itself: about a nucleus."""
 
 _Planes: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.bool_]]
 
@@ -45,6 +47,7 @@ class _Draws(NamedTuple):
     light: tuple[float, float]
     blur: tuple[float, float]
     jpeg: tuple[float, float]
+    elastic_seed: int
 
 
 class _View(NamedTuple):
@@ -55,19 +58,34 @@ class _View(NamedTuple):
         centre: Where the result's centre lies in the tile: row and column, 0 at the first pixel's centre.
         angle: Counter-clockwise turn of the tile, in radians.
         step: Distance of neighbouring points in tile pixels.
+        elastic: Standard deviation of the shifts that bend the lattice, in tile pixels.
+        elastic_seed: Draws these shifts.
     """
 
     shape: tuple[int, int]
     centre: tuple[float, float]
     angle: float
     step: float
+    elastic: float = 0.0
+    elastic_seed: int = 0
 
     def points(self) -> tuple[torch.Tensor, torch.Tensor]:
         """Rows and columns of the points in the tile, (H, W) each. In doubles: exact where nothing turns or zooms."""
         down, right = (torch.arange(side, dtype=torch.float64) - (side - 1) / 2 for side in self.shape)
         cosine, sine = self.step * math.cos(self.angle), self.step * math.sin(self.angle)
         row, column = self.centre
-        return row + cosine * down[:, None] + sine * right, column + cosine * right - sine * down[:, None]
+        rows, columns = row + cosine * down[:, None] + sine * right, column + cosine * right - sine * down[:, None]
+        if self.elastic:
+            shifts = self._shifts()
+            rows, columns = rows + shifts[0], columns + shifts[1]
+        return rows, columns
+
+    def _shifts(self) -> torch.Tensor:
+        """Smooth random shifts, (2, H, W): a coarse lattice of normal numbers, enlarged."""
+        generator = torch.Generator().manual_seed(self.elastic_seed)
+        knots = [max(2, round(side / _KNOTS) + 1) for side in self.shape]
+        shifts = self.elastic * torch.randn(1, 2, *knots, generator=generator, dtype=torch.float64)
+        return interpolate(shifts, self.shape, mode="bicubic", align_corners=True)[0]
 
 
 # The middle of a turned or zoomed crop, in shares of its side, that stays inside the tile.
@@ -77,7 +95,7 @@ _INNER = 0.75
 def augment(sample: Sample, settings: AugmentSettings, seed: int) -> Sample:
     """Change one tile at random; equal seeds make equal bytes.
 
-    Flips, rotation, zoom and crop together read the tile once. Rotation and zoom are about the tile's
+    Flips, rotation, zoom, crop and bending together read the tile once. Rotation and zoom are about the tile's
     centre; a crop lies anywhere in the tile with equal chance, or in the middle where it does not fit. Where
     tiles are turned or zoomed it may stick out a little, or the tile's edges would hardly ever be seen. Pixels
     from outside the tile show the mirrored image, so that no false background appears; their labels are 0 and
@@ -101,7 +119,7 @@ def augment(sample: Sample, settings: AugmentSettings, seed: int) -> Sample:
             image, labels, ignore = planes
             planes = np.flip(image, axis), np.flip(labels, axis), np.flip(ignore, axis)
 
-    if settings.rotation > 0 or settings.zoom > 1 or settings.crop is not None:
+    if settings.rotation > 0 or settings.zoom > 1 or settings.elastic > 0 or settings.crop is not None:
         values, labels, ignore = _read(planes, _view(sample.labels.shape, settings, draws))
     else:
         image, labels, ignore = planes
@@ -128,6 +146,7 @@ def _draw(seed: int) -> _Draws:
         light=(2 * contrast - 1, 2 * brightness - 1),
         blur=(chances[0], chances[1]),
         jpeg=(chances[2], chances[3]),
+        elastic_seed=int(torch.randint(2**62, (), generator=generator)),
     )
 
 
@@ -135,16 +154,17 @@ def _view(tile: tuple[int, ...], settings: AugmentSettings, draws: _Draws) -> _V
     """What to read of a tile of so many rows and columns."""
     angle = draws.angle * settings.rotation
     step = settings.zoom**-draws.zoom
+    bending = settings.elastic, draws.elastic_seed
     height, width = tile
     if settings.crop is None:
-        return _View((height, width), ((height - 1) / 2, (width - 1) / 2), angle, step)
+        return _View((height, width), ((height - 1) / 2, (width - 1) / 2), angle, step, *bending)
     whole = settings.rotation == 0 and settings.zoom == 1
     # What is to lie in the tile.
     extent = settings.crop if whole else _INNER * settings.crop * step
     row, column = (
         _corner(side - extent, chance, whole) + (extent - 1) / 2 for side, chance in zip(tile, draws.place, strict=True)
     )
-    return _View((settings.crop, settings.crop), (row, column), angle, step)
+    return _View((settings.crop, settings.crop), (row, column), angle, step, *bending)
 
 
 def _corner(room: float, chance: float, whole: bool) -> float:

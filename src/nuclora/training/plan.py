@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from nuclora.data.folds import ALL_TILES, FoldTable, inner_split
 from nuclora.errors import NucloraError
@@ -56,19 +58,31 @@ def check_recipe(recipe: Recipe, table: FoldTable, folds: Sequence[int], base: L
     size, _ = input_frame(recipe, base)
     base.model.check_input(size, size)
     check_targets(base.model, recipe.adapter)
+    group_of = {row.tile: row.group for row in table.rows}
     for fold in folds:
-        make_plan(recipe, fold, len(split_tiles(recipe, table, fold)[0]), processes).check()
+        fit, _ = split_tiles(recipe, table, fold)
+        make_plan(recipe, fold, [group_of[name] for name in fit], processes).check()
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which tiles each process sees at each step of an epoch."""
+    """Which tiles each process sees at each step of an epoch.
+
+    Attributes:
+        tiles: How many there are, and how many an epoch shows.
+        batch_size: Tiles a step, over all processes.
+        accumulation: Parts that a process works its share of a batch off in.
+        processes: How many work together.
+        seed: Of the order.
+        shares: How often an epoch shows each tile, on average; none: once.
+    """
 
     tiles: int
     batch_size: int
     accumulation: int
     processes: int
     seed: int
+    shares: tuple[float, ...] | None = None
 
     @property
     def steps(self) -> int:
@@ -81,8 +95,14 @@ class Plan:
         return self.batch_size // self.processes // self.accumulation
 
     def batches(self, epoch: int, process: int, first_step: int) -> list[list[int]]:
-        """Tile indices of one process's share of every batch from a step on."""
-        order = np.random.default_rng(derive_seed(self.seed, "order", epoch)).permutation(self.tiles)
+        """Tile indices of one process's share of every batch from a step on.
+
+        The second time that an epoch shows tile i it is i + `tiles`, then i + 2 `tiles`.
+        """
+        generator = np.random.default_rng(derive_seed(self.seed, "order", epoch))
+        order = generator.permutation(self.tiles)
+        if self.shares is not None:
+            order = generator.permutation(_draw(np.asarray(self.shares)[order], order, generator))
         batches = order[: self.steps * self.batch_size].reshape(self.steps, self.batch_size)
         shares: list[list[int]] = batches[first_step:, process :: self.processes].tolist()
         return shares
@@ -109,10 +129,32 @@ class Plan:
             )
 
 
-def make_plan(recipe: Recipe, fold: int, tiles: int, processes: int) -> Plan:
-    """The plan of one fold's training on so many tiles."""
+def _draw(shares: NDArray[np.float64], tiles: NDArray[np.int64], generator: np.random.Generator) -> NDArray[np.int64]:
+    """Each tile as often as its share says, rounded up or down (systematic sampling), as many as there are tiles."""
+    edges = np.minimum(np.cumsum(shares) + generator.random(), len(tiles))
+    # The shares' sum ends a hair beside it.
+    edges[-1] = len(tiles)
+    counts = np.diff(np.floor(edges), prepend=0).astype(int)
+    return np.concatenate([tile + len(tiles) * np.arange(count) for tile, count in zip(tiles, counts, strict=True)])
+
+
+def make_plan(recipe: Recipe, fold: int, groups: Sequence[str], processes: int) -> Plan:
+    """The plan of one fold's training.
+
+    Args:
+        recipe: `seed` and `train` are read.
+        fold: The fold.
+        groups: The group of each tile to fit, in their order; with `train.balance` b a tile of a group of n is shown in
+            proportion to n ** -b.
+        processes: How many work together.
+    """
     train = recipe.train
-    return Plan(tiles, train.batch_size, train.accumulation, processes, derive_seed(recipe.seed, fold))
+    shares = None
+    if train.balance:
+        sizes = Counter(groups)
+        weights = [sizes[group] ** -train.balance for group in groups]
+        shares = tuple(weight * len(groups) / sum(weights) for weight in weights)
+    return Plan(len(groups), train.batch_size, train.accumulation, processes, derive_seed(recipe.seed, fold), shares)
 
 
 def split_tiles(recipe: Recipe, table: FoldTable, fold: int) -> tuple[list[str], list[str]]:

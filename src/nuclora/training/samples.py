@@ -88,7 +88,11 @@ class TrainingSample:
 
 
 class TrainingSamples(Dataset[TrainingSample]):
-    """The samples of one epoch: tile i, augmented and prompted by (seed, epoch, tile name)."""
+    """The samples of one epoch: tile i, augmented and prompted by (seed, epoch, tile name).
+
+    What an epoch shows a second time is i + the number of tiles, and augmented and prompted anew; see
+    :meth:`nuclora.training.plan.Plan.batches`.
+    """
 
     def __init__(self, tiles: TileSet, recipe: Recipe, *, size: int, normalise: Normalise, epoch: int) -> None:
         self.tiles = tiles
@@ -101,8 +105,9 @@ class TrainingSamples(Dataset[TrainingSample]):
         return len(self.tiles)
 
     def __getitem__(self, index: int) -> TrainingSample:
+        again, index = divmod(index, len(self.tiles))
         tile = self.tiles[index]
-        seed = derive_seed(self.recipe.seed, self.epoch, tile.name)
+        seed = derive_seed(self.recipe.seed, self.epoch, tile.name, *[again] * bool(again))
         sample = augment(tile.read(), self.recipe.augment, seed)
         return make_sample(
             sample, self.recipe, size=self.size, normalise=self.normalise, generator=np.random.default_rng(seed)

@@ -74,7 +74,7 @@ class FoldTrainer:
         self.fit_tiles = tiles.subset(fit)
         self.validation_tiles = tiles.subset(thin(validation, self.recipe.train.validation_tiles))
         train = self.recipe.train
-        self.plan = make_plan(self.recipe, fold, len(fit), accelerator.num_processes)
+        self.plan = make_plan(self.recipe, fold, [tile.group for tile in self.fit_tiles], accelerator.num_processes)
         if train.checkpointing:
             base.model.vision_encoder.checkpoint_blocks()
         self.model = adapt(base.model, self.recipe.adapter, seed=derive_seed(self.recipe.seed, "adapter"))
