@@ -254,6 +254,6 @@ def test_without_nncf_the_way_to_get_it_is_told(
 ) -> None:
     pytest.importorskip("openvino", reason="not installed: pip install 'nuclora[openvino]'")
     monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(NucloraError, match="needs nncf") as caught:
+    with pytest.raises(NucloraError, match="int8 needs the package nncf") as caught:
         quantize_adapter(dense_adapter, [tiles], tmp_path / "out")
     assert caught.value.mend == "pip install 'nuclora[int8]'"
