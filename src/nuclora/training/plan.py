@@ -153,7 +153,8 @@ def make_plan(recipe: Recipe, fold: int, groups: Sequence[str], processes: int) 
     if train.balance:
         sizes = Counter(groups)
         weights = [sizes[group] ** -train.balance for group in groups]
-        shares = tuple(weight * len(groups) / sum(weights) for weight in weights)
+        scale = len(groups) / sum(weights)
+        shares = tuple(weight * scale for weight in weights)
     return Plan(len(groups), train.batch_size, train.accumulation, processes, derive_seed(recipe.seed, fold), shares)
 
 
