@@ -9,7 +9,7 @@ import torch
 from nuclora.data import open_tiles
 from nuclora.data.tiles import Sample
 from nuclora.recipe import LossSettings, PromptSettings
-from nuclora.training.samples import jitter_boxes, make_sample, nucleus_weights
+from nuclora.training.samples import TrainingSamples, jitter_boxes, make_sample, nucleus_weights
 from nuclora.training.trainer import scale_of
 
 
@@ -98,3 +98,15 @@ def test_an_adapter_knows_the_scale_of_its_tiles_where_they_agree_on_it(tiny_dat
     scaled = [replace(tile, microns_per_pixel=0.25) for tile in tiles]
     assert scale_of(scaled) == 0.25
     assert scale_of([*scaled[1:], replace(scaled[0], microns_per_pixel=0.5)]) is None
+
+
+def test_what_an_epoch_shows_again_is_the_same_tile_augmented_anew(tiny_data, tiny_recipe):
+    tiles = open_tiles(tiny_data)
+    recipe = tiny_recipe.model_copy(update={"augment": tiny_recipe.augment.model_copy(update={"rotation": 0.3})})
+    samples = TrainingSamples(tiles, recipe, size=64, normalise="unit", epoch=0)
+    first, again, third = (samples[1 + time * len(tiles)] for time in range(3))
+    assert not torch.equal(first.pixel_values, again.pixel_values)
+    assert not torch.equal(again.pixel_values, third.pixel_values)
+    assert torch.equal(again.pixel_values, samples[1 + len(tiles)].pixel_values)
+    assert (first.pixel_values.mean() - again.pixel_values.mean()).abs() < 0.05
+    assert set(again.ids.tolist()) <= set(np.unique(tiles[1].read().labels).tolist())
