@@ -35,11 +35,13 @@ def scores(row: dict) -> dict:
     return {key: row[key] for key in ("fold", "tiles", *MEASURES) if key in row}
 
 
+def sessions_of(folder: Path) -> list[dict]:
+    sessions = json.loads((folder / "run.json").read_text())["sessions"]
+    return [{key: session[key] for key in ("started", "commit", "command")} for session in sessions]
+
+
 def from_run(folder: Path) -> list[dict]:
-    sessions = [
-        {key: session[key] for key in ("started", "commit", "command")}
-        for session in json.loads((folder / "run.json").read_text())["sessions"]
-    ]
+    sessions = sessions_of(folder)
     summary = json.loads((folder / "summary.json").read_text())
     return [
         {

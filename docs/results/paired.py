@@ -12,9 +12,11 @@ import json
 import sys
 from pathlib import Path
 
+from collect import sessions_of
+
 from nuclora.evaluation import Row
 from nuclora.machine import environment
-from nuclora.metrics.aggregate import paired_difference, summarise
+from nuclora.metrics.aggregate import Summary, paired_difference, summarise
 from nuclora.run import Run
 
 MEASURES = ("dice", "aji", "pq")
@@ -32,17 +34,23 @@ def entry(run: Run, rows: list[Row], reference: list[Row]) -> dict:
     summary = summarise(rows)
     return {
         "run": run.folder.name,
-        "sessions": [{key: one[key] for key in ("started", "commit", "command")} for one in run.info["sessions"]],
-        "tiles": len(rows),
-        "mean": {name: summary.mean[name] for name in MEASURES},
+        "sessions": sessions_of(run.folder),
+        **comparison(rows, reference, summary),
         "interval": {name: summary.interval[name] for name in MEASURES},
-        "difference": {name: list(paired_difference(rows, reference, name)) for name in MEASURES},
         "groups": {
             group: {name: found[name] for name in ("tiles", *MEASURES)} for group, found in summary.groups.items()
         },
-        "nuclei": sum(row["nuclei_true"] for row in rows),
         "predictions": sum(row["nuclei_predicted"] for row in rows),
+    }
+
+
+def comparison(rows: list[Row], reference: list[Row], summary: Summary) -> dict:
+    return {
+        "tiles": len(rows),
+        "mean": {name: summary.mean[name] for name in MEASURES},
+        "nuclei": sum(row["nuclei_true"] for row in rows),
         "errors": {kind: sum(row[kind] for row in rows) for kind in ERRORS},
+        "difference": {name: list(paired_difference(rows, reference, name)) for name in MEASURES},
     }
 
 

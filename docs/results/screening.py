@@ -13,15 +13,15 @@ import json
 import sys
 from pathlib import Path
 
+from paired import comparison
+
 from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split
 from nuclora.inference.evaluate import score_tile
 from nuclora.inference.loading import load_model
 from nuclora.machine import environment
-from nuclora.metrics.aggregate import paired_difference, summarise
+from nuclora.metrics.aggregate import summarise
 from nuclora.run import Run
-
-MEASURES = ("dice", "aji", "pq")
 
 
 def scored(run: Run, fold: int, weights: Path | None) -> list[dict]:
@@ -56,11 +56,7 @@ def main() -> None:
                 "command": session["command"],
                 "commit": session["commit"],
                 "steps": len(steps),
-                "tiles": len(rows),
-                "mean": {name: summarise(rows).mean[name] for name in MEASURES},
-                "nuclei": sum(row["nuclei_true"] for row in rows),
-                "errors": {kind: sum(row[kind] for row in rows) for kind in ("missed", "merged", "split", "false")},
-                "difference": {name: list(paired_difference(rows, reference, name)) for name in MEASURES},
+                **comparison(rows, reference, summarise(rows)),
             }
         )
         print(folder.name, entries[-1]["mean"], entries[-1]["difference"], file=sys.stderr)
