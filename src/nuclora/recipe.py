@@ -82,6 +82,7 @@ class AugmentSettings(_Strict):
     noise: float = Field(0.2, ge=0, le=1, description="probability of additive Gaussian noise")
     noise_std: float = Field(0.05, ge=0, description="standard deviation of the noise, in units of the full range")
     stain: float = Field(0.0, ge=0, le=1, description="strength of the haematoxylin-eosin jitter; 0: off")
+    restain: float = Field(0.0, ge=0, le=1, description="probability that eosin is shown in any other colour")
     crop: int | None = Field(
         None, ge=32, le=8192, description="side in tile pixels of a random square of the tile; null: the whole tile"
     )

@@ -20,6 +20,8 @@ from nuclora.recipe import AugmentSettings
 # Histol. 23 (2001) 291-299. In plain torch because kornia has no stain colour space.
 _HAEMATOXYLIN = (0.650, 0.704, 0.286)
 _EOSIN = (0.072, 0.990, 0.105)
+_HUE = 0.25
+"""Largest change of haematoxylin's red, green and blue density where a tile is restained."""
 _BRIGHTNESS = 0.3 * 255
 """Largest shift of the brightness at full strength, in 0..255."""
 _BLUR_SIGMAS = (0.3, 1.2)
@@ -34,7 +36,7 @@ _Planes: TypeAlias = tuple[NDArray[np.uint8], NDArray[np.int32], NDArray[np.bool
 class _Draws(NamedTuple):
     """The random numbers of one tile, all drawn at once: no change's setting alters another's numbers.
 
-    All but the seed are uniform: `angle`, `stain`, `zoom` and `light` in -1..1, the others in 0..1.
+    All but the seeds are uniform: `angle`, `stain`, `zoom` and `light` in -1..1, the others in 0..1.
     """
 
     angle: float
@@ -48,6 +50,8 @@ class _Draws(NamedTuple):
     blur: tuple[float, float]
     jpeg: tuple[float, float]
     elastic_seed: int
+    restain: float
+    dyes: torch.Tensor
 
 
 class _View(NamedTuple):
@@ -147,6 +151,8 @@ def _draw(seed: int) -> _Draws:
         blur=(chances[0], chances[1]),
         jpeg=(chances[2], chances[3]),
         elastic_seed=int(torch.randint(2**62, (), generator=generator)),
+        restain=float(torch.rand((), generator=generator)),
+        dyes=torch.rand(2, 3, generator=generator),
     )
 
 
@@ -206,8 +212,10 @@ def _read(planes: _Planes, view: _View) -> tuple[torch.Tensor, NDArray[np.int32]
 
 def _recolour(values: torch.Tensor, settings: AugmentSettings, draws: _Draws) -> torch.Tensor:
     """Change the colours of an image (3, H, W) in 0..255, which is used up."""
-    if settings.stain > 0:
-        values = _jitter_stain(values, settings.stain * draws.stain)
+    restained = draws.restain < settings.restain
+    if settings.stain > 0 or restained:
+        dyes = _dyes(draws.dyes) if restained else torch.tensor((_HAEMATOXYLIN, _EOSIN))
+        values = _stain(values, settings.stain * draws.stain, dyes)
     if settings.light > 0:
         contrast, brightness = (settings.light * share for share in draws.light)
         mean = float(values.mean())
@@ -237,8 +245,14 @@ def _compress(values: torch.Tensor, quality: int) -> torch.Tensor:
         return _values(np.asarray(image))
 
 
-def _jitter_stain(values: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
-    """Multiply and shift the haematoxylin and eosin concentrations of an image.
+def _dyes(draws: torch.Tensor) -> torch.Tensor:
+    """Optical densities of the dyes that take the stains' places: a haematoxylin of another batch, and any colour."""
+    haematoxylin = torch.tensor(_HAEMATOXYLIN).add(_HUE * (2 * draws[0] - 1)).clamp_(min=0)
+    return torch.stack((haematoxylin, draws[1]))
+
+
+def _stain(values: torch.Tensor, shifts: torch.Tensor, dyes: torch.Tensor) -> torch.Tensor:
+    """Multiply and shift the haematoxylin and eosin concentrations of an image, and show them in the given colours.
 
     Tellez et al., IEEE Trans. Med. Imaging 37 (2018) 2126-2136: c -> c * (1 + a) + b. The part of
     the colour that neither stain explains is kept.
@@ -246,15 +260,17 @@ def _jitter_stain(values: torch.Tensor, shifts: torch.Tensor) -> torch.Tensor:
     Args:
         values: Image (3, H, W) in 0..255.
         shifts: (2, 2): a and b (natural optical density) in its columns, a row a stain.
+        dyes: (2, 3): red, green and blue density of what shows haematoxylin and eosin; their sizes do not matter.
     """
     stains = torch.tensor((_HAEMATOXYLIN, _EOSIN))
     # The third row takes what neither stain explains.
-    stains = normalize(torch.cat((stains, torch.linalg.cross(*stains)[None])))
+    rest = torch.linalg.cross(*stains)[None]
+    stains, dyes = (normalize(torch.cat((colours, rest))) for colours in (stains, dyes))
     factors, offsets = pad(shifts.T, (0, 1))
     # Concentrations are density @ inverse(stains): one 3x3 matrix and one vector do the whole change.
-    matrix = torch.linalg.inv(stains) @ torch.diag(1 + factors) @ stains
+    matrix = torch.linalg.inv(stains) @ torch.diag(1 + factors) @ dyes
     density = values.clamp(min=1).div_(255).log_().neg_().flatten(1)
-    changed = torch.addmm((offsets @ stains)[:, None], matrix.T, density)
+    changed = torch.addmm((offsets @ dyes)[:, None], matrix.T, density)
     return changed.neg_().exp_().mul_(255).reshape(values.shape)
 
 
