@@ -14,8 +14,8 @@ from nuclora.recipe import AugmentSettings
 
 OFF = AugmentSettings(rotation=0, flip=0, noise=0, noise_std=0, stain=0)
 ALL = AugmentSettings(rotation=0.3, flip=0.5, noise=0.5, noise_std=0.05, stain=0.2)
-EVERYTHING = AugmentSettings(
-    **{**ALL.model_dump(), "rotation": math.pi, "crop": 64, "zoom": 1.35, "light": 0.3, "blur": 0.5, "jpeg": 0.5}
+EVERYTHING = ALL.model_copy(
+    update={"rotation": math.pi, "crop": 64, "zoom": 1.35, "light": 0.3, "blur": 0.5, "jpeg": 0.5, "restain": 0.5}
 )
 HAEMATOXYLIN = np.array((0.650, 0.704, 0.286)) / np.linalg.norm((0.650, 0.704, 0.286))
 EOSIN = np.array((0.072, 0.990, 0.105)) / np.linalg.norm((0.072, 0.990, 0.105))
@@ -226,6 +226,53 @@ def test_stain_jitter_is_affine_in_each_concentration() -> None:
     assert np.abs(np.corrcoef(np.transpose(found)) - np.eye(4)).max() < 0.95
 
 
+def stained(haematoxylin: float, eosin: float) -> Sample:
+    level = np.rint(255 * np.exp(-(haematoxylin * HAEMATOXYLIN + eosin * EOSIN))).astype(np.uint8)
+    image = np.broadcast_to(level, (8, 8, 3)).copy()
+    return Sample(image=image, labels=np.zeros((8, 8), np.int32), ignore=np.zeros((8, 8), bool))
+
+
+def density(sample: Sample) -> np.ndarray:
+    found: np.ndarray = -np.log(sample.image / 255).mean(axis=(0, 1))
+    return found
+
+
+def test_restaining_shows_eosin_in_any_colour_and_haematoxylin_near_its_own() -> None:
+    eosins, haematoxylins = [], []
+    for seed in range(300):
+        both, haematoxylin, eosin, white = (
+            density(augment(stained(*amounts), only(restain=1), seed))
+            for amounts in ((0.6, 0.5), (0.6, 0), (0, 0.5), (0, 0))
+        )
+        assert white == pytest.approx(0, abs=1e-6)
+        # One colour for each, at the strength that the stain had. Bytes are the tolerance.
+        assert np.linalg.norm(haematoxylin) == pytest.approx(0.6, abs=0.01)
+        assert np.linalg.norm(eosin) == pytest.approx(0.5, abs=0.01)
+        assert both == pytest.approx(haematoxylin + eosin, abs=0.02)
+        haematoxylins.append(haematoxylin / 0.6)
+        eosins.append(eosin / 0.5)
+    towards = np.array(haematoxylins) @ HAEMATOXYLIN
+    assert 0.8 < towards.min() < 0.93
+    # Each of red, green and blue is the strongest in a third of the dyes that take eosin's place.
+    strongest = np.bincount(np.argmax(eosins, axis=1), minlength=3) / 300
+    assert strongest == pytest.approx(1 / 3, abs=0.1)
+    assert np.min(eosins) >= -0.01
+
+
+def test_restaining_is_as_frequent_as_asked_and_leaves_the_jitters_draws() -> None:
+    sample = stained(0.6, 0.5)
+    changed = 0
+    for seed in range(400):
+        result = augment(sample, only(restain=0.3), seed)
+        changed += not equal(result, sample)
+        if equal(result, sample):
+            jittered = only(stain=0.3, light=0.2)
+            assert equal(
+                augment(sample, jittered, seed), augment(sample, jittered.model_copy(update={"restain": 0.3}), seed)
+            )
+    assert changed / 400 == pytest.approx(0.3, abs=0.06)
+
+
 def test_switching_one_change_off_leaves_the_others_draws() -> None:
     sample = discs()
     for seed in range(4):
@@ -434,7 +481,14 @@ def test_quarter_turns_are_exact(turns: int, side: int) -> None:
 def test_colour_changes_leave_labels_and_geometry() -> None:
     sample = discs()
     plain = only(rotation=1, flip=0.5, zoom=1.3, crop=90)
-    for change in ({"stain": 0.3}, {"light": 0.3}, {"blur": 1}, {"jpeg": 1}, {"noise": 1, "noise_std": 0.05}):
+    for change in (
+        {"stain": 0.3},
+        {"restain": 1},
+        {"light": 0.3},
+        {"blur": 1},
+        {"jpeg": 1},
+        {"noise": 1, "noise_std": 0.05},
+    ):
         for seed in range(4):
             before = augment(sample, plain, seed)
             after = augment(sample, plain.model_copy(update=change), seed)
