@@ -83,6 +83,7 @@ class AugmentSettings(_Strict):
     noise_std: float = Field(0.05, ge=0, description="standard deviation of the noise, in units of the full range")
     stain: float = Field(0.0, ge=0, le=1, description="strength of the haematoxylin-eosin jitter; 0: off")
     restain: float = Field(0.0, ge=0, le=1, description="probability that eosin is shown in any other colour")
+    exposure: float = Field(0.0, ge=0, le=1, description="probability that the tile is lit up, at most to white")
     crop: int | None = Field(
         None, ge=32, le=8192, description="side in tile pixels of a random square of the tile; null: the whole tile"
     )

@@ -15,7 +15,16 @@ from nuclora.recipe import AugmentSettings
 OFF = AugmentSettings(rotation=0, flip=0, noise=0, noise_std=0, stain=0)
 ALL = AugmentSettings(rotation=0.3, flip=0.5, noise=0.5, noise_std=0.05, stain=0.2)
 EVERYTHING = ALL.model_copy(
-    update={"rotation": math.pi, "crop": 64, "zoom": 1.35, "light": 0.3, "blur": 0.5, "jpeg": 0.5, "restain": 0.5}
+    update={
+        "rotation": math.pi,
+        "crop": 64,
+        "zoom": 1.35,
+        "light": 0.3,
+        "blur": 0.5,
+        "jpeg": 0.5,
+        "restain": 0.5,
+        "exposure": 0.5,
+    }
 )
 HAEMATOXYLIN = np.array((0.650, 0.704, 0.286)) / np.linalg.norm((0.650, 0.704, 0.286))
 EOSIN = np.array((0.072, 0.990, 0.105)) / np.linalg.norm((0.072, 0.990, 0.105))
@@ -245,9 +254,8 @@ def test_restaining_shows_eosin_in_any_colour_and_haematoxylin_near_its_own() ->
             for amounts in ((0.6, 0.5), (0.6, 0), (0, 0.5), (0, 0))
         )
         assert white == pytest.approx(0, abs=1e-6)
-        # One colour for each, at the strength that the stain had. Bytes are the tolerance.
+        # Haematoxylin keeps its strength. Bytes are the tolerance.
         assert np.linalg.norm(haematoxylin) == pytest.approx(0.6, abs=0.01)
-        assert np.linalg.norm(eosin) == pytest.approx(0.5, abs=0.01)
         assert both == pytest.approx(haematoxylin + eosin, abs=0.02)
         haematoxylins.append(haematoxylin / 0.6)
         eosins.append(eosin / 0.5)
@@ -257,6 +265,31 @@ def test_restaining_shows_eosin_in_any_colour_and_haematoxylin_near_its_own() ->
     strongest = np.bincount(np.argmax(eosins, axis=1), minlength=3) / 300
     assert strongest == pytest.approx(1 / 3, abs=0.1)
     assert np.min(eosins) >= -0.01
+    strengths = np.linalg.norm(eosins, axis=1)
+    assert strengths.min() < 0.05
+    assert strengths.max() == pytest.approx(1.5, abs=0.05)
+    assert strengths.mean() == pytest.approx(0.75, abs=0.08)
+
+
+def test_exposure_lights_up_by_one_factor_at_most_to_white_and_as_often_as_asked() -> None:
+    sample = textured()
+    dim = Sample((sample.image * (0.5, 0.4, 0.45)).astype(np.uint8), sample.labels, sample.ignore)
+    # The 98th percentile of the pixels' greatest channels becomes white at most.
+    most = 255 / np.quantile(dim.image.max(axis=2), 0.98)
+    factors = []
+    for seed in range(300):
+        lit = augment(dim, only(exposure=0.6), seed).image.astype(float)
+        below = (lit < 254).all(axis=2) & (dim.image > 20).all(axis=2)
+        ratios = lit[below] / dim.image[below]
+        assert np.ptp(np.median(ratios, axis=0)) < 0.02
+        factors.append(np.median(ratios))
+    found = np.array(factors)
+    assert (found > 1.001).mean() == pytest.approx(0.6, abs=0.08)
+    assert found.max() == pytest.approx(most, rel=0.05)
+    assert found.min() == 1
+    # A tile that has white in it stays as it is.
+    dim.image[:20] = 255
+    assert all(equal(augment(dim, only(exposure=1), seed), dim) for seed in range(5))
 
 
 def test_restaining_is_as_frequent_as_asked_and_leaves_the_jitters_draws() -> None:

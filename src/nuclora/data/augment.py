@@ -1,4 +1,4 @@
-"""Random changes of a training tile: flips, rotation, zoom, crop, bending; stain, light, blur, JPEG, noise."""
+"""Random changes of a training tile: of its place and shape, its stains, light and sharpness."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ _HAEMATOXYLIN = (0.650, 0.704, 0.286)
 _EOSIN = (0.072, 0.990, 0.105)
 _HUE = 0.25
 """Largest change of haematoxylin's red, green and blue density where a tile is restained."""
+_DYE = 1.5
+"""Largest strength, of eosin's, of the dye in its place."""
+_WHITE = 0.98
+"""Share of the pixels that are no brighter than what exposure makes white: background, where there is any."""
 _BRIGHTNESS = 0.3 * 255
 """Largest shift of the brightness at full strength, in 0..255."""
 _BLUR_SIGMAS = (0.3, 1.2)
@@ -52,6 +56,8 @@ class _Draws(NamedTuple):
     elastic_seed: int
     restain: float
     dyes: torch.Tensor
+    dye_strength: float
+    exposure: tuple[float, float]
 
 
 class _View(NamedTuple):
@@ -103,8 +109,8 @@ def augment(sample: Sample, settings: AugmentSettings, seed: int) -> Sample:
     centre; a crop lies anywhere in the tile with equal chance, or in the middle where it does not fit. Where
     tiles are turned or zoomed it may stick out a little, or the tile's edges would hardly ever be seen. Pixels
     from outside the tile show the mirrored image, so that no false background appears; their labels are 0 and
-    they are marked to be ignored, because the mirrored part of a nucleus is no second nucleus. Stain, light,
-    blur, JPEG and noise follow in this order.
+    they are marked to be ignored, because the mirrored part of a nucleus is no second nucleus. Stain, exposure,
+    light, blur, JPEG and noise follow in this order.
 
     Args:
         sample: Image (H, W, 3) uint8, labels (H, W) int32 and ignore (H, W) bool; left as they are.
@@ -153,6 +159,8 @@ def _draw(seed: int) -> _Draws:
         elastic_seed=int(torch.randint(2**62, (), generator=generator)),
         restain=float(torch.rand((), generator=generator)),
         dyes=torch.rand(2, 3, generator=generator),
+        dye_strength=float(torch.rand((), generator=generator)),
+        exposure=(float(torch.rand((), generator=generator)), float(torch.rand((), generator=generator))),
     )
 
 
@@ -214,8 +222,10 @@ def _recolour(values: torch.Tensor, settings: AugmentSettings, draws: _Draws) ->
     """Change the colours of an image (3, H, W) in 0..255, which is used up."""
     restained = draws.restain < settings.restain
     if settings.stain > 0 or restained:
-        dyes = _dyes(draws.dyes) if restained else torch.tensor((_HAEMATOXYLIN, _EOSIN))
-        values = _stain(values, settings.stain * draws.stain, dyes)
+        shown = _dyes(draws) if restained else _stains()
+        values = _stain(values, settings.stain * draws.stain, shown)
+    if draws.exposure[0] < settings.exposure:
+        values = values.mul_(_exposure(values) ** draws.exposure[1])
     if settings.light > 0:
         contrast, brightness = (settings.light * share for share in draws.light)
         mean = float(values.mean())
@@ -245,13 +255,19 @@ def _compress(values: torch.Tensor, quality: int) -> torch.Tensor:
         return _values(np.asarray(image))
 
 
-def _dyes(draws: torch.Tensor) -> torch.Tensor:
-    """Optical densities of the dyes that take the stains' places: a haematoxylin of another batch, and any colour."""
-    haematoxylin = torch.tensor(_HAEMATOXYLIN).add(_HUE * (2 * draws[0] - 1)).clamp_(min=0)
-    return torch.stack((haematoxylin, draws[1]))
+def _stains() -> torch.Tensor:
+    """Densities of haematoxylin and eosin, (2, 3), each of length 1."""
+    return normalize(torch.tensor((_HAEMATOXYLIN, _EOSIN)))
 
 
-def _stain(values: torch.Tensor, shifts: torch.Tensor, dyes: torch.Tensor) -> torch.Tensor:
+def _dyes(draws: _Draws) -> torch.Tensor:
+    """What shows the stains in their place, (2, 3): a haematoxylin of another batch; any colour, weak or strong."""
+    haematoxylin = torch.tensor(_HAEMATOXYLIN).add(_HUE * (2 * draws.dyes[0] - 1)).clamp_(min=0)
+    colours = normalize(torch.stack((haematoxylin, draws.dyes[1])))
+    return colours * torch.tensor(((1.0,), (_DYE * draws.dye_strength,)))
+
+
+def _stain(values: torch.Tensor, shifts: torch.Tensor, shown: torch.Tensor) -> torch.Tensor:
     """Multiply and shift the haematoxylin and eosin concentrations of an image, and show them in the given colours.
 
     Tellez et al., IEEE Trans. Med. Imaging 37 (2018) 2126-2136: c -> c * (1 + a) + b. The part of
@@ -260,18 +276,25 @@ def _stain(values: torch.Tensor, shifts: torch.Tensor, dyes: torch.Tensor) -> to
     Args:
         values: Image (3, H, W) in 0..255.
         shifts: (2, 2): a and b (natural optical density) in its columns, a row a stain.
-        dyes: (2, 3): red, green and blue density of what shows haematoxylin and eosin; their sizes do not matter.
+        shown: (2, 3): densities that a unit of haematoxylin and of eosin shows.
     """
-    stains = torch.tensor((_HAEMATOXYLIN, _EOSIN))
+    stains = _stains()
     # The third row takes what neither stain explains.
-    rest = torch.linalg.cross(*stains)[None]
-    stains, dyes = (normalize(torch.cat((colours, rest))) for colours in (stains, dyes))
+    rest = normalize(torch.linalg.cross(*stains)[None])
+    stains, shown = torch.cat((stains, rest)), torch.cat((shown, rest))
     factors, offsets = pad(shifts.T, (0, 1))
     # Concentrations are density @ inverse(stains): one 3x3 matrix and one vector do the whole change.
-    matrix = torch.linalg.inv(stains) @ torch.diag(1 + factors) @ dyes
+    matrix = torch.linalg.inv(stains) @ torch.diag(1 + factors) @ shown
     density = values.clamp(min=1).div_(255).log_().neg_().flatten(1)
-    changed = torch.addmm((offsets @ dyes)[:, None], matrix.T, density)
+    changed = torch.addmm((offsets @ shown)[:, None], matrix.T, density)
     return changed.neg_().exp_().mul_(255).reshape(values.shape)
+
+
+def _exposure(values: torch.Tensor) -> float:
+    """The factor that makes the brightest of an image (3, H, W) in 0..255 white, its hue kept: 1 or more."""
+    # By the greatest channel: none is cut off, so the hue stays.
+    bright = values.amax(0).flatten().kthvalue(max(1, round(_WHITE * values[0].numel()))).values
+    return 255 / min(max(float(bright), 1.0), 255.0)
 
 
 def _between(limits: tuple[float, float], share: float) -> float:
