@@ -1,4 +1,4 @@
-"""How well adapters bear other colours: inner validation tiles of a fold, shown pale, dark, grey and in other hues.
+"""How well adapters bear other colours: inner validation tiles of a fold, shown pale, dark, grey, in other hues, with specks.
 
 python docs/results/colours.py FOLD REFERENCE_RUN RUN ... [--every 3] > docs/results/colours.json
 
@@ -45,6 +45,13 @@ def turned(image: Image, degrees: float) -> Image:
     return pixels(hsv2rgb(hues))
 
 
+def specked(image: Image) -> Image:
+    """With a black and a white speck in two corners, as of ink and of a hole."""
+    changed = image.copy()
+    changed[:8, :8], changed[-8:, -8:] = 0, 255
+    return changed
+
+
 COLOURS: dict[str, Callable[[Image], Image]] = {
     "as it is": lambda image: image,
     "half as dense": lambda image: denser(image, 0.5),
@@ -52,6 +59,7 @@ COLOURS: dict[str, Callable[[Image], Image]] = {
     "grey": lambda image: np.repeat(pixels(rgb2gray(image))[..., None], 3, axis=2),
     "pink made purple, purple blue": lambda image: turned(image, -60),
     "pink made orange, purple red": lambda image: turned(image, 60),
+    "a black and a white speck": specked,
 }
 
 
