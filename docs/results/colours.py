@@ -1,4 +1,4 @@
-"""How well adapters bear other colours: inner validation tiles of a fold, shown pale, dark, grey, in other hues, with specks.
+"""How well adapters bear other colours: inner validation tiles of a fold, recoloured, and with specks.
 
 python docs/results/colours.py FOLD REFERENCE_RUN RUN ... [--every 3] > docs/results/colours.json
 
