@@ -18,10 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from paired import comparison
+from screening import inner_tiles
 from skimage.color import hsv2rgb, rgb2gray, rgb2hsv
 
-from nuclora.data import open_tiles
-from nuclora.data.folds import inner_split
 from nuclora.inference.evaluate import score_tile
 from nuclora.inference.loading import load_model
 from nuclora.machine import environment
@@ -64,13 +63,11 @@ COLOURS: dict[str, Callable[[Image], Image]] = {
 
 
 def scored(run: Run, fold: int, every: int) -> dict[str, list[dict]]:
-    data = open_tiles(Path(run.info["data"]["root"]), run.info["data"]["format"])
-    names = inner_split(run.folds, fold, seed=run.recipe.seed)[1][::every]
     predictor = load_model(run.adapter_folder(fold), precision=run.recipe.train.precision)
     settings = run.recipe.evaluate
     settings = settings.model_copy(update={"decode": settings.decode.model_copy(update={"views": 1})})
     rows: dict[str, list[dict]] = {colour: [] for colour in COLOURS}
-    for tile in data.subset(names):
+    for tile in list(inner_tiles(run, fold))[::every]:
         sample = tile.read()
         for colour, change in COLOURS.items():
             found = score_tile(sample, predictor.nuclei(change(sample.image), settings).labels)

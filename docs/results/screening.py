@@ -17,6 +17,7 @@ from paired import comparison
 
 from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split
+from nuclora.data.tiles import TileSet
 from nuclora.inference.evaluate import score_tile
 from nuclora.inference.loading import load_model
 from nuclora.machine import environment
@@ -24,12 +25,15 @@ from nuclora.metrics.aggregate import summarise
 from nuclora.run import Run
 
 
-def scored(run: Run, fold: int, weights: Path | None) -> list[dict]:
+def inner_tiles(run: Run, fold: int) -> TileSet:
     data = open_tiles(Path(run.info["data"]["root"]), run.info["data"]["format"])
-    names = inner_split(run.folds, fold, seed=run.recipe.seed)[1]
+    return data.subset(inner_split(run.folds, fold, seed=run.recipe.seed)[1])
+
+
+def scored(run: Run, fold: int, weights: Path | None) -> list[dict]:
     predictor = load_model(run.adapter_folder(fold), weights=weights, precision=run.recipe.train.precision)
     rows = []
-    for tile in data.subset(names):
+    for tile in inner_tiles(run, fold):
         sample = tile.read()
         found = score_tile(sample, predictor.nuclei(sample.image, run.recipe.evaluate).labels)
         rows.append({"tile": tile.name, "group": tile.group, "fold": fold} | found)

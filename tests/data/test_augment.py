@@ -517,6 +517,7 @@ def test_colour_changes_leave_labels_and_geometry() -> None:
     for change in (
         {"stain": 0.3},
         {"restain": 1},
+        {"exposure": 1},
         {"light": 0.3},
         {"blur": 1},
         {"jpeg": 1},
