@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -252,3 +254,13 @@ def test_another_base_than_the_adapters_is_refused(finished, invoke, tiny_data, 
     safetensors.torch.save_file(weights, other / "model.safetensors", {"format": "pt"})
     with pytest.raises(NucloraError, match="trained on custom with sha256"):
         invoke("evaluate", out / "fold-1" / "adapter", tiny_data, "--weights", other, "-o", tmp_path / "e")
+
+
+@pytest.mark.parametrize("command", ["train", "cv"])
+def test_missing_data_are_told_before_torch_is_loaded(command, tmp_path):
+    code = "import sys, nuclora.cli.main as cli\ntry: cli.run()\nfinally: print('torch' in sys.modules)"
+    arguments = [sys.executable, "-c", code, command, "missing", "-o", "run"]
+    told = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert told.returncode == 2
+    assert "missing: no such folder" in told.stderr
+    assert told.stdout.strip() == "False"

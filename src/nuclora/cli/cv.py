@@ -46,16 +46,19 @@ def cv(
     json_: AsJson = False,
 ) -> None:
     """Cross-validate: train and evaluate every fold; goes on from what the run holds."""
-    from nuclora.cli.runs import cross_validate_and_print, parse_folds
     from nuclora.data import open_tiles
     from nuclora.data.folds import FoldTable, make_folds
     from nuclora.recipe import load_recipe
-    from nuclora.training.crossval import CrossValidation
 
     cpus = ray_cpus(engine, worker_cpus)
     loaded = load_recipe(recipe, overrides(base, set_fields))
     tiles = open_tiles(data, data_format)
     table = FoldTable.read(fold_table) if fold_table else make_folds(tiles, k, loaded.seed, by)
+
+    # After what reads the data: these load torch, and bad input is told without waiting for it.
+    from nuclora.cli.runs import cross_validate_and_print, parse_folds
+    from nuclora.training.crossval import CrossValidation
+
     cross_validate_and_print(
         CrossValidation(tiles, loaded, out, table, parse_folds(folds), weights, zero_shot),
         tensorboard=tensorboard,

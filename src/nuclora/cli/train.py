@@ -32,15 +32,18 @@ def train(
     json_: AsJson = False,
 ) -> None:
     """Train one fold, or one adapter on all tiles."""
-    from nuclora.cli.runs import cross_validate_and_print
     from nuclora.data import open_tiles
     from nuclora.data.folds import ALL_TILES, FoldTable, make_folds
     from nuclora.recipe import load_recipe
-    from nuclora.training.crossval import CrossValidation
 
     loaded = load_recipe(recipe, overrides(base, set_fields))
     tiles = open_tiles(data, data_format)
     table = FoldTable.read(fold_table) if fold_table else make_folds(tiles, min(k, len(tiles)), loaded.seed)
+
+    # After what reads the data: these load torch, and bad input is told without waiting for it.
+    from nuclora.cli.runs import cross_validate_and_print
+    from nuclora.training.crossval import CrossValidation
+
     folds = [ALL_TILES if fold is None else fold]
     work = CrossValidation(tiles, loaded, out, table, folds, weights, zero_shot=False, evaluate=evaluate)
     cross_validate_and_print(work, tensorboard=tensorboard, as_json=json_)
