@@ -38,12 +38,15 @@ def test_it_is_made_by_the_shipped_recipe_and_tuned():
     folder = shipped_adapter()
     card = read_card(folder)
     made = read_recipe(folder, card)
-    # `auto` came to the same on the machine that trained it.
-    assert made.train.precision == "bf16"
-    assert made == load_recipe("embedded", ["train.precision=bf16"])
+    assert made == load_recipe("embedded")
     assert card.base == "lite_medsam"
     assert card.thresholds
     assert card.calibration
+
+
+def one_view(predictor):
+    decode = predictor.settings.decode.model_copy(update={"views": 1})
+    return predictor.settings.model_copy(update={"decode": decode})
 
 
 @pytest.fixture(scope="module")
@@ -62,10 +65,21 @@ def test_predict_works_after_installation_with_nothing_given(sample, tmp_path):
     assert {path.suffix for path in tmp_path.iterdir()} >= {".tif", ".png", ".geojson", ".csv"}
 
 
+def test_specks_elsewhere_leave_the_nuclei(predictor, sample):
+    # Ink and holes, as slides have: a scaling of pixel values by a window's extremes lost nuclei to them. Dimmed, as
+    # microscopes show tissue, so that the specks are darker and brighter than all else.
+    image = np.rint(0.6 * np.asarray(Image.open(sample))[:512, -512:]).astype(np.uint8)
+    specked = image.copy()
+    specked[:12, :12], specked[-12:, -12:] = 0, 255
+    settings = one_view(predictor)
+    clean, other = (predictor.nuclei(pixels, settings).labels[40:-40, 40:-40] > 0 for pixels in (image, specked))
+    assert clean.any()
+    assert (clean & other).sum() > 0.95 * (clean | other).sum()
+
+
 def test_nuclei_of_the_sample_are_its_blue_parts(predictor, sample):
     image = np.asarray(Image.open(sample))
-    settings = predictor.settings
-    settings = settings.model_copy(update={"decode": settings.decode.model_copy(update={"views": 1})})
+    settings = one_view(predictor)
     nuclei = predictor.nuclei(image, settings)
     inside = nuclei.labels > 0
     # Brown is never blue: the stain in the glands is not taken for nuclei.
