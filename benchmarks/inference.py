@@ -18,10 +18,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-import nuclora
 from common import Results, best_of, parser
 from nuclora.data.synthetic import ORGANS, synthesize_tile
-from nuclora.inference.loading import Backend
+from nuclora.inference.loading import Backend, load_model
 from nuclora.inference.openvino import OpenVinoNetwork, convert
 from nuclora.inference.predictor import Predictor
 from nuclora.inference.quantize import quantize_adapter
@@ -47,14 +46,14 @@ Make = Callable[[Backend, Precision], Predictor]
 
 
 def shipped(backend: Backend, precision: Precision) -> Predictor:
-    """The shipped adapter."""
+    """The shipped adapter, as `nuclora predict` loads it."""
     if precision != "int8":
-        return nuclora.load_model(shipped_adapter(), backend=backend, precision=precision)
+        return load_model(shipped_adapter(), backend=backend, precision=precision, prompts=False)
     with tempfile.TemporaryDirectory() as folder:
         for seed in range(_CALIBRATED):
             Image.fromarray(synthesize_tile(512, seed, ORGANS[seed % len(ORGANS)]).image).save(f"{folder}/{seed}.png")
         quantize_adapter(shipped_adapter(), [folder], Path(folder) / "int8")
-        return nuclora.load_model(Path(folder) / "int8", backend=backend, precision=precision)
+        return load_model(Path(folder) / "int8", backend=backend, precision=precision, prompts=False)
 
 
 def mobile_sam(backend: Backend, precision: Precision) -> Predictor:
