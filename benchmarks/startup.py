@@ -34,7 +34,7 @@ process = psutil.Process()
 ready = {"cpu": time.process_time(), "wall": time.time() - process.create_time(), "rss": process.memory_info().rss}
 settings = predictor.settings
 if views:
-    settings = settings.model_copy(update={"decode": settings.decode.model_copy(update={"views": views})})
+    settings = settings.with_views(views)
 start = time.process_time()
 labels = predictor.nuclei(read_image(Path(path)), settings).labels
 work = time.process_time() - start

@@ -44,11 +44,6 @@ def test_it_is_made_by_the_shipped_recipe_and_tuned():
     assert card.calibration
 
 
-def one_view(predictor):
-    decode = predictor.settings.decode.model_copy(update={"views": 1})
-    return predictor.settings.model_copy(update={"decode": decode})
-
-
 @pytest.fixture(scope="module")
 def sample(tmp_path_factory):
     """scikit-image's immunohistochemistry sample, enlarged to the scale that the adapter knows."""
@@ -71,7 +66,7 @@ def test_specks_elsewhere_leave_the_nuclei(predictor, sample):
     image = np.rint(0.6 * np.asarray(Image.open(sample))[:512, -512:]).astype(np.uint8)
     specked = image.copy()
     specked[:12, :12], specked[-12:, -12:] = 0, 255
-    settings = one_view(predictor)
+    settings = predictor.settings.with_views(1)
     clean, other = (predictor.nuclei(pixels, settings).labels[40:-40, 40:-40] > 0 for pixels in (image, specked))
     assert clean.any()
     assert (clean & other).sum() > 0.95 * (clean | other).sum()
@@ -79,7 +74,7 @@ def test_specks_elsewhere_leave_the_nuclei(predictor, sample):
 
 def test_nuclei_of_the_sample_are_its_blue_parts(predictor, sample):
     image = np.asarray(Image.open(sample))
-    settings = one_view(predictor)
+    settings = predictor.settings.with_views(1)
     nuclei = predictor.nuclei(image, settings)
     inside = nuclei.labels > 0
     # Brown is never blue: the stain in the glands is not taken for nuclei.

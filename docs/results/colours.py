@@ -64,8 +64,7 @@ COLOURS: dict[str, Callable[[Image], Image]] = {
 
 def scored(run: Run, fold: int, every: int) -> dict[str, list[dict]]:
     predictor = load_model(run.adapter_folder(fold), precision=run.recipe.train.precision)
-    settings = run.recipe.evaluate
-    settings = settings.model_copy(update={"decode": settings.decode.model_copy(update={"views": 1})})
+    settings = run.recipe.evaluate.with_views(1)
     rows: dict[str, list[dict]] = {colour: [] for colour in COLOURS}
     for tile in list(inner_tiles(run, fold))[::every]:
         sample = tile.read()

@@ -59,8 +59,7 @@ def main() -> None:
     rows = []
     for folder in (shipped_adapter(), *asked.adapters):
         predictor = load_model(folder)
-        settings = predictor.settings
-        settings = settings.model_copy(update={"decode": settings.decode.model_copy(update={"views": VIEWS})})
+        settings = predictor.settings.with_views(VIEWS)
         drawn = []
         for name, image in images.items():
             labels = predictor.nuclei(image, settings).labels

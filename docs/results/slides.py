@@ -55,9 +55,7 @@ def of_region(asked: argparse.Namespace) -> dict:
 def compare(path: Path, region: Region, microns: float | None, asked: argparse.Namespace) -> dict:
     """Labels by blocks against those of the picture as a whole: PQ with the whole as the truth, and counts."""
     predictor = load_model(asked.adapter or shipped_adapter(), weights=asked.weights)
-    settings = predictor.settings.model_copy(
-        update={"decode": predictor.settings.decode.model_copy(update={"views": asked.views})}
-    )
+    settings = predictor.settings.with_views(asked.views)
     results = []
     with open_slide(path, microns) as slide:
         for left, top in CUTS:

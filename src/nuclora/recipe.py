@@ -249,6 +249,10 @@ class EvaluateSettings(_Strict):
             raise ValueError("name each protocol once")
         return value
 
+    def with_views(self, views: int) -> EvaluateSettings:
+        """The same settings, but for how many flips and quarter turns are averaged."""
+        return self.model_copy(update={"decode": self.decode.model_copy(update={"views": views})})
+
 
 class Recipe(_Strict):
     """One training recipe.

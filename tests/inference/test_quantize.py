@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from adapters import write_adapter
 from nuclora.cli.main import app
 from nuclora.data.synthetic import synthesize_tile
 from nuclora.errors import NucloraError
@@ -22,7 +23,7 @@ from nuclora.inference.images import predict_files
 from nuclora.inference.loading import load_model
 from nuclora.inference.predictor import Predictor
 from nuclora.inference.quantize import _draw_windows, quantize_adapter
-from nuclora.models.adapter import AdapterCard, read_card, save_adapter, write_card
+from nuclora.models.adapter import read_card, write_card
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.recipe import DenseSettings, EvaluateSettings, load_recipe
@@ -59,15 +60,8 @@ def dense_adapter(tiny_sam_folder: Path, tmp_path_factory: pytest.TempPathFactor
     recipe = recipe.model_copy(update={"dense": DenseSettings(window=64, channels=8, fine_channels=8)})
     base = load_base("custom", tiny_sam_folder)
     base.model.add_dense_decoder(recipe.dense, seed=0)
-    card = AdapterCard(
-        base="custom",
-        base_sha256=base.sha256,
-        input_size=64,
-        normalise="imagenet",
-        recipe=recipe.model_dump(mode="json"),
-    )
     folder = tmp_path_factory.mktemp("dense") / "adapter"
-    save_adapter(adapt(base.model, recipe.adapter, seed=0), folder, card)
+    write_adapter(folder, adapt(base.model, recipe.adapter, seed=0), base, recipe, "imagenet")
     return folder
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from adapters import write_adapter
 from nuclora.cli.main import app
 from nuclora.data.folds import make_folds
 from nuclora.data.tiles import TileSet
@@ -15,7 +16,6 @@ from nuclora.inference.evaluate import evaluate_tiles
 from nuclora.inference.loading import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
 from nuclora.inference.standalone import NO_FOLD, evaluate_source, find_source
-from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.recipe import EvaluateSettings, GridSettings, load_recipe
@@ -28,10 +28,7 @@ def _save_adapter(folder: Path, weights: Path, seed: int) -> None:
     base = load_base("custom", weights)
     recipe = load_recipe("smoke", ["base=custom", "input.size=64", "evaluate.grid.points_per_side=2"])
     model = adapt(base.model, recipe.adapter, seed=seed)
-    card = AdapterCard(
-        base="custom", base_sha256=base.sha256, input_size=64, normalise="unit", recipe=recipe.model_dump(mode="json")
-    )
-    save_adapter(model, folder, card)
+    write_adapter(folder, model, base, recipe, "unit")
 
 
 @pytest.fixture

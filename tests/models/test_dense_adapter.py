@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from adapters import write_adapter
 from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.errors import NucloraError
 from nuclora.inference.loading import load_model
-from nuclora.models.adapter import CONFIG, WEIGHTS, AdapterCard, save_adapter, shipped_adapter
+from nuclora.models.adapter import CONFIG, WEIGHTS, shipped_adapter
 from nuclora.models.checkpoints import find_weights, load_base
 from nuclora.models.dense_adapter import load_dense_adapter
 from nuclora.models.lora import adapt
@@ -42,15 +43,8 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.normal_(0, 0.01, generator=generator)
-    card = AdapterCard(
-        base="lite_medsam",
-        base_sha256=base.sha256,
-        input_size=192,
-        normalise="minmax",
-        recipe=recipe.model_dump(mode="json"),
-    )
     folder = tmp_path_factory.mktemp("lora") / "adapter"
-    save_adapter(model, folder, card)
+    write_adapter(folder, model, base, recipe, "minmax")
     return folder
 
 

@@ -24,8 +24,7 @@ def score_validation(predictor: Predictor, tiles: TileSet, recipe: Recipe) -> di
         tiles: One tile or more, with labels.
         recipe: Its evaluation and protocol are read; one view is enough to compare steps of one training.
     """
-    decode = recipe.evaluate.decode.model_copy(update={"views": 1})
-    settings = recipe.evaluate.model_copy(update={"decode": decode})
+    settings = recipe.evaluate.with_views(1)
     protocol = validation_protocol(recipe)
     scores = []
     for tile in tiles:
