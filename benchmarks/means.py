@@ -49,7 +49,7 @@ def step_alone(base: str, changes: Sequence[str]) -> None:
     """Take one step, and print its loss, its seconds and the most memory of this process."""
     keep_freed_memory()
     recipe = recipe_of(base, changes)
-    step = our_side(recipe, make_batch(recipe, 1, 8), "float32", "cpu")
+    step = our_side(recipe, "cpu")(make_batch(recipe, 1, 8), "float32")
     start = time.process_time()
     loss = step()
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
@@ -70,7 +70,7 @@ def last_blocks(results: Results, repeats: int) -> None:
     counts = (blocks, blocks // 2, 2)
     recipes = [recipe_of(base, [f"adapter.last_blocks={count}"]) for count in counts]
     samples = make_batch(recipes[0], 1, 8)
-    steps = [our_side(recipe, samples, "float32", "cpu") for recipe in recipes]
+    steps = [our_side(recipe, "cpu")(samples, "float32") for recipe in recipes]
     check_same("last blocks", [step() for step in steps])
     times = best_of(steps, repeats)
     for count, taken in zip(counts[1:], times[1:], strict=True):

@@ -19,19 +19,18 @@ from nuclora.models.tiny_vit import FrozenNormConv, TinyViT, WindowAttention
 from nuclora.recipe import AdapterSettings
 
 
-def random_base(name: str, seed: int = 0) -> NucleiSam:
+def random_base(name: str, seed: int = 0, device: str = "cpu") -> NucleiSam:
     """A base of the published shape with random weights: speed does not depend on them."""
-    model = build_base(name).to_empty(device="cpu")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        for key, value in model.state_dict().items():
-            norm = value.ndim == 1 and key.endswith("weight")
-            if norm or key.endswith("running_var"):
-                value.fill_(1.0)
-            elif value.ndim > 1:
-                value.normal_(std=0.5 * value[0].numel() ** -0.5)
-            else:
-                value.zero_()
+    model = build_base(name).to_empty(device=device)
+    generator = torch.Generator(device).manual_seed(seed)
+    for key, value in model.state_dict().items():
+        norm = value.ndim == 1 and key.endswith("weight")
+        if norm or key.endswith("running_var"):
+            value.fill_(1.0)
+        elif value.ndim > 1:
+            value.normal_(std=0.5 * value[0].numel() ** -0.5, generator=generator)
+        else:
+            value.zero_()
     return model
 
 
@@ -50,7 +49,9 @@ def plain_sam(model: NucleiSam) -> SamModel:
         # The ViT that the class builds is thrown away; a small one is built faster.
         config.vision_config.num_hidden_layers = 1
         config.vision_config.global_attn_indexes = [0]
-    plain = SamModel(config)
+    # On a GPU the numbers that the weights replace are drawn there, in no time.
+    with torch.device(model.prompt_encoder.no_mask_embed.weight.device):
+        plain = SamModel(config)
     state = {key: value for key, value in model.state_dict().items() if "dense_decoder" not in key}
     if isinstance(model.vision_encoder, TinyViT):
         encoder = plain_tiny_vit(model.vision_encoder)

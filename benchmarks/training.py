@@ -2,22 +2,27 @@
 
 On a CPU MobileSAM by default; on a GPU also the ViTs: `--base sam_vit_h --device cuda`. The step is the study's: LoRA
 of rank 16 on `qkv` beside the whole mask decoder, a box a nucleus, binary cross-entropy at 1,024 pixels; without
-dropout, which would make the two sides differ.
+dropout, which would make the two sides differ. Where memory does not hold a batch for the plain loop, it takes half as
+many tiles, and the time of a tile counts.
 """
 
 from __future__ import annotations
 
+import gc
 import resource
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
 
 from common import Results, best_of, parser
 from nuclora.allocator import keep_freed_memory
 from nuclora.data.synthetic import synthesize_tile
+from nuclora.errors import is_out_of_memory
 from nuclora.models.bases import BASES
 from nuclora.models.lora import adapt
 from nuclora.recipe import Recipe, load_recipe
@@ -26,8 +31,26 @@ from nuclora.training.step import TileLoss
 from plain_sam import plain_adapt, plain_sam, plain_step, random_base
 
 Step = Callable[[], float]
+Make = Callable[[Sequence[TrainingSample], str], Step]
+"""A step on samples in a precision, of a model that all steps share."""
 # Of the loss: float32 sums in another order, and bfloat16's eight bits.
 _TOLERANCE = {"float32": 1e-4, "bf16": 0.02}
+_PEAK_SIDE, _PEAK_ROUNDS = 8192, 20
+
+
+@dataclass(frozen=True)
+class Timed:
+    """A side's step as it is timed.
+
+    Attributes:
+        step: The step.
+        tiles: How many it takes; fewer than asked for where memory holds no more.
+        memory_gb: Most that the side held, its weights included; on a CPU not told apart, 0.
+    """
+
+    step: Step
+    tiles: int
+    memory_gb: float
 
 
 def make_batch(recipe: Recipe, tiles: int, prompts: int) -> list[TrainingSample]:
@@ -45,42 +68,78 @@ def make_batch(recipe: Recipe, tiles: int, prompts: int) -> list[TrainingSample]
     sys.exit(f"the synthetic tiles have fewer than {prompts} nuclei: ask for fewer --prompts")
 
 
-def our_side(recipe: Recipe, samples: list[TrainingSample], precision: str, device: str) -> Step:
-    base = random_base(recipe.base).to(device)
+def our_side(recipe: Recipe, device: str) -> Make:
+    base = random_base(recipe.base, device=device)
     if recipe.train.checkpointing:
         base.vision_encoder.checkpoint_blocks()
-    model = adapt(base, recipe.adapter, seed=0)
+    model = adapt(base, recipe.adapter, seed=0).to(device)
     loss = TileLoss(model, recipe.loss, recipe.prompts.chunk).train()
     optimizer = torch.optim.AdamW((p for p in loss.parameters() if p.requires_grad), lr=0)
-    batch = [sample.to(torch.device(device)) for sample in samples]
 
-    def step() -> float:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            value = loss(batch)
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return float(value.detach())
+    def make(samples: Sequence[TrainingSample], precision: str) -> Step:
+        batch = [sample.to(torch.device(device)) for sample in samples]
 
-    return step
+        def step() -> float:
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                value = loss(batch)
+            value.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            return float(value.detach())
+
+        return step
+
+    return make
 
 
-def their_side(recipe: Recipe, samples: list[TrainingSample], precision: str, device: str) -> Step:
-    ours = random_base(recipe.base)
-    model = plain_adapt(plain_sam(ours), recipe.adapter, ours).to(device)
+def their_side(recipe: Recipe, device: str) -> Make:
+    ours = random_base(recipe.base, device=device)
+    model = plain_adapt(plain_sam(ours).to(device), recipe.adapter, ours).to(device)
     optimizer = torch.optim.Adam((p for p in model.parameters() if p.requires_grad), lr=0)
-    masks = [sample.labels == sample.ids[:, None, None] for sample in samples]
-    batch: dict[str, Tensor] = {
-        "pixel_values": torch.stack([sample.pixel_values for sample in samples]).to(device),
-        "boxes": torch.stack([sample.boxes for sample in samples]).to(device),
-        "masks": torch.stack(masks).float().to(device),
-    }
 
-    def step() -> float:
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-            return plain_step(model, optimizer, batch)
+    def make(samples: Sequence[TrainingSample], precision: str) -> Step:
+        masks = [sample.labels == sample.ids[:, None, None] for sample in samples]
+        batch: dict[str, Tensor] = {
+            "pixel_values": torch.stack([sample.pixel_values for sample in samples]).to(device),
+            "boxes": torch.stack([sample.boxes for sample in samples]).to(device),
+            "masks": torch.stack(masks).float().to(device),
+        }
 
-    return step
+        def step() -> float:
+            with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
+                return plain_step(model, optimizer, batch)
+
+        return step
+
+    return make
+
+
+def largest(make: Make, samples: Sequence[TrainingSample], precision: str, device: str, static: float) -> Timed:
+    """A side's step on as many of the samples as memory holds, which its first call, the warm-up, finds out."""
+    tiles = len(samples)
+    while True:
+        try:
+            step = make(samples[:tiles], precision)
+            before = start_memory(device)
+            step()
+            return Timed(step, tiles, static + memory_gb(device) - before)
+        except (MemoryError, RuntimeError) as error:
+            if tiles == 1 or not is_out_of_memory(error):
+                raise
+        # Only here, where nothing holds the error's frames and with them the graph.
+        tiles //= 2
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def start_memory(device: str) -> float:
+    """What is held now, in GB; the most from here on is counted anew. On a CPU, where it cannot be, what was held."""
+    if device == "cpu":
+        return memory_gb(device)
+    gc.collect()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    return torch.cuda.memory_allocated() / 1e9
 
 
 def memory_gb(device: str) -> float:
@@ -90,6 +149,13 @@ def memory_gb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
 
 
+def peak_flops() -> float:
+    """Operations a second of a large matrix product in bfloat16."""
+    left, right = (torch.randn(_PEAK_SIDE, _PEAK_SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    products = [lambda: left @ right] * _PEAK_ROUNDS
+    return 2 * _PEAK_SIDE**3 / min(best_of(products, 1, "cuda"))
+
+
 def main() -> None:
     options = parser(__doc__ or "", __file__)
     options.add_argument("--base", default="mobile_sam", choices=[name for name in BASES if name != "custom"])
@@ -97,29 +163,53 @@ def main() -> None:
     options.add_argument("--tiles", type=int, default=2, help="Batch size.")
     options.add_argument("--prompts", type=int, default=8, help="Boxes a tile.")
     given = options.parse_args()
-    if given.device == "cpu":
+    on_gpu = given.device == "cuda"
+    if on_gpu:
+        # As on a CPU; else float32 has ten bits in convolutions.
+        torch.backends.cudnn.allow_tf32 = False
+    else:
         keep_freed_memory()
     changes = [f"base={given.base}", "adapter.dropout=0", "prompts.box_share=1", f"prompts.per_tile={given.prompts}"]
     recipe = load_recipe("paper", changes)
+    sides = {"reference": (their_side, recipe), "ours": (our_side, recipe)}
+    if on_gpu:
+        sides["ours, recomputed"] = (our_side, load_recipe("paper", [*changes, "train.checkpointing=true"]))
     samples = make_batch(recipe, given.tiles, given.prompts)
     results = Results(given.device)
-    sides = {
-        f"{name} {precision}": make(recipe, samples, precision, given.device)
-        for name, make in (("reference", their_side), ("ours", our_side))
-        for precision in _TOLERANCE
-    }
-    losses = {name: side() for name, side in sides.items()}
-    for name, value in losses.items():
-        expected = losses["reference float32"]
-        if abs(value - expected) > _TOLERANCE[name.split()[1]] * abs(expected):
-            sys.exit(f"the loss of {name} is {value}, and {expected} of the plain loop in float32")
-    times = dict(zip(sides, best_of(list(sides.values()), given.repeats, given.device), strict=True))
+    expected = 0.0
+    timed: dict[str, Timed] = {}
+    for name, (build, settings) in sides.items():
+        before = start_memory(given.device)
+        make = build(settings, given.device)
+        static = start_memory(given.device) - before
+        for precision in _TOLERANCE:
+            value = make(samples[:1], precision)()
+            # The first is the plain loop in float32.
+            expected = expected or value
+            if not abs(value - expected) <= _TOLERANCE[precision] * abs(expected):
+                sys.exit(f"the loss of {name} {precision} is {value}, and {expected} of the plain loop in float32")
+            timed[f"{name} {precision}"] = largest(make, samples, precision, given.device, static)
+    calls = [side.step for side in timed.values()]
+    times = dict(zip(timed, best_of(calls, given.repeats, given.device), strict=True))
+    # Of the whole batch, for a side that holds fewer.
+    times = {name: seconds * given.tiles / timed[name].tiles for name, seconds in times.items()}
     for precision in _TOLERANCE:
         for theirs in _TOLERANCE:
             name = f"training step, {given.base}, {given.tiles} tiles: {precision} against plain {theirs}"
             results.add(name, times[f"ours {precision}"], times[f"reference {theirs}"])
     results.finish(given.out)
-    print(f"most memory, all four sides in one process: {memory_gb(given.device):.1f} GB")
+    if not on_gpu:
+        print(f"most memory, all four sides in one process: {memory_gb(given.device):.1f} GB")
+        return
+    with FlopCounterMode(display=False) as counter:
+        timed["reference bf16"].step()
+    a_tile = counter.get_total_flops() / timed["reference bf16"].tiles
+    peak = peak_flops()
+    print(f"{a_tile / 1e12:.2f} TFLOP a tile (the plain step's); {peak / 1e12:.0f} TFLOP/s in a product of matrices")
+    for name, side in timed.items():
+        rate = given.tiles / times[name]
+        share = rate * a_tile / peak
+        print(f"{name}: {rate:.2f} tiles/s, {share:.0%} of it, {side.memory_gb:.1f} GB with {side.tiles} tiles at once")
 
 
 if __name__ == "__main__":

@@ -58,10 +58,10 @@ def test_same_place_at_another_size(tiny_sam_folder: Path) -> None:
     """A prompt's embedding depends on where it is in the image, not on the image's size in pixels."""
     encoder = load_base("custom", tiny_sam_folder).model.prompt_encoder
     box = torch.tensor([[[10.0, 20.0, 30.0, 40.0]]])
-    native, _ = encoder(None, None, box, 64)
+    native = encoder(None, None, box, 64)
     # Pixel centres: (x + .5) / size is the same place.
-    tripled, _ = encoder(None, None, (box + 0.5) * 3 - 0.5, 192)
-    other, _ = encoder(None, None, box, 192)
+    tripled = encoder(None, None, (box + 0.5) * 3 - 0.5, 192)
+    other = encoder(None, None, box, 192)
     torch.testing.assert_close(native, tripled, atol=1e-5, rtol=1e-5)
     assert (native - other).abs().max() > 0.1
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from nuclora.models.lora import adapt
 from nuclora.recipe import LossSettings
 from nuclora.training.losses import mask_bce
 from nuclora.training.samples import TrainingSamples
-from nuclora.training.step import TileLoss
+from nuclora.training.step import TileLoss, passes
 
 
 @pytest.fixture
@@ -58,6 +60,39 @@ def test_chunks_change_memory_and_not_the_gradient(model, samples):
     assert gradients.keys() == same.keys()
     for name, gradient in gradients.items():
         torch.testing.assert_close(same[name], gradient, rtol=1e-3, atol=1e-6)
+
+
+def test_few_prompts_of_all_tiles_go_through_the_decoder_together(model, samples):
+    few = [
+        replace(sample, **{name: getattr(sample, name)[:2] for name in ("ids", "is_box", "boxes", "points", "weights")})
+        for sample in samples
+    ]
+    alone = [_gradients(TileLoss(model, LossSettings(dice=1, iou=1), 64), [sample]) for sample in few]
+    seen = []
+    decoder = model.get_base_model().mask_decoder
+    decoder.register_forward_pre_hook(lambda module, inputs: seen.append((len(inputs[0]), len(inputs[2]))))
+    together, gradients = _gradients(TileLoss(model, LossSettings(dice=1, iou=1), 64), few)
+    # Each of the six prompts with the embedding of its own tile.
+    assert seen == [(6, 6)]
+    assert together == pytest.approx(np.mean([value for value, _ in alone]), rel=1e-5)
+    for name, gradient in gradients.items():
+        mean = sum(of_tile[name] for _, of_tile in alone) / len(alone)
+        torch.testing.assert_close(gradient, mean, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("counts", "chunk", "expected"),
+    [
+        ([2, 0, 1], 8, [[(0, slice(0, 2)), (2, slice(0, 1))]]),
+        ([3, 7], 4, [[(0, slice(0, 3))], [(1, slice(0, 4))], [(1, slice(4, 7))]]),
+        # Nine are more than four a tile, and three more than a chunk.
+        ([9, 0], 64, [[(0, slice(0, 9))]]),
+        ([1, 2], 2, [[(0, slice(0, 1))], [(1, slice(0, 2))]]),
+        ([0, 0], 64, []),
+    ],
+)
+def test_which_prompts_go_together(counts, chunk, expected):
+    assert passes(counts, chunk) == expected
 
 
 def test_adapter_and_decoder_get_gradients_and_the_base_none(model, samples):

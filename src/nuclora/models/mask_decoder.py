@@ -19,10 +19,10 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
     def forward(
         self, image_embeddings: Tensor, positions: Tensor, sparse: Tensor, dense: Tensor, multimask: bool
     ) -> tuple[Tensor, Tensor]:
-        """Segment what the prompts of one image ask for.
+        """Segment what prompts ask for, of one image or each of its own.
 
         Args:
-            image_embeddings: (1, C, h, w).
+            image_embeddings: (1, C, h, w), or (N, C, h, w) where each prompt has its own.
             positions: Encoding of the cells' centres, (1, C, h, w).
             sparse: Embeddings of N prompts of T points each, (N, T, C).
             dense: Embedding of mask prompts, (1, C, 1, 1) or (1, C, h, w).
@@ -46,7 +46,7 @@ class MaskDecoder(SamMaskDecoder):  # type: ignore[misc]
         return logits, self.iou_prediction_head(tokens[:, 0])[:, list(wanted)]
 
     def _transform(self, tokens: Tensor, cells: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """The two-way transformer: (N, T, C) tokens and (1, h * w, C) cells to the same for each prompt."""
+        """The two-way transformer: (N, T, C) tokens and (1 or N, h * w, C) cells to the same for each prompt."""
         transformer = self.transformer
         prompts = tokens
         for layer in transformer.layers:

@@ -72,9 +72,7 @@ class PromptEncoder(SamPromptEncoder):  # type: ignore[misc]
         super().__init__(config)
         self.shared_embedding = PositionalEncoding(config.vision_config.num_pos_feats)
 
-    def forward(
-        self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, input_size: int
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None, input_size: int) -> Tensor:
         """Embed the prompts of one image.
 
         Args:
@@ -84,7 +82,7 @@ class PromptEncoder(SamPromptEncoder):  # type: ignore[misc]
             input_size: Side of the square input in pixels.
 
         Returns:
-            Sparse embeddings (1, N, T, C), and the dense embedding (1, C, 1, 1) that stands for "no mask given".
+            Sparse embeddings (1, N, T, C).
         """
         # The parent divides by its own input size, after it has moved coordinates to the pixel's centre.
         scale = self.input_image_size / input_size
@@ -92,8 +90,8 @@ class PromptEncoder(SamPromptEncoder):  # type: ignore[misc]
             points = (points + 0.5) * scale - 0.5
         if boxes is not None:
             boxes = (boxes + 0.5) * scale - 0.5
-        sparse, _ = super().forward(points, labels, boxes, None)
-        return sparse, self.no_mask_embed.weight[:, :, None, None]
+        sparse: Tensor = super().forward(points, labels, boxes, None)[0]
+        return sparse
 
 
 class NucleiSam(DenseSam):
@@ -140,12 +138,42 @@ class NucleiSam(DenseSam):
                 image_embeddings.new_zeros(0, count, 4 * height, 4 * width),
                 image_embeddings.new_zeros(0, count),
             )
-        sparse, dense = self.prompt_encoder(
+        sparse = self.embed_prompts(width * self.stride, boxes=boxes, points=points, point_labels=point_labels)
+        return self.decode_embedded(image_embeddings, sparse, multimask=multimask)
+
+    def embed_prompts(
+        self,
+        input_size: int,
+        *,
+        boxes: Tensor | None = None,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+    ) -> Tensor:
+        """Embed N prompts as :meth:`decode` takes them: (N, T, C), two tokens for a box or for a single point.
+
+        Args:
+            input_size: Side of the square input in pixels.
+            boxes: As in :meth:`decode`.
+            points: As in :meth:`decode`.
+            point_labels: As in :meth:`decode`.
+        """
+        sparse: Tensor = self.prompt_encoder(
             None if points is None else points[None],
             None if point_labels is None else point_labels[None],
             None if boxes is None else boxes[None],
-            width * self.stride,
+            input_size,
         )
-        positions = self.shared_image_embedding.grid(height, width)
-        logits, iou = self.mask_decoder(image_embeddings, positions, sparse[0], dense, multimask)
+        return sparse[0]
+
+    def decode_embedded(self, image_embeddings: Tensor, sparse: Tensor, *, multimask: bool = False) -> MaskPrediction:
+        """Segment what N embedded prompts ask for, of one image or each of its own.
+
+        Args:
+            image_embeddings: (1, C, h, w) of :meth:`encode`, which all prompts share, or (N, C, h, w).
+            sparse: (N, T, C) of :meth:`embed_prompts`.
+            multimask: As in :meth:`decode`.
+        """
+        positions = self.shared_image_embedding.grid(*image_embeddings.shape[-2:])
+        dense = self.prompt_encoder.no_mask_embed.weight[:, :, None, None]
+        logits, iou = self.mask_decoder(image_embeddings, positions, sparse, dense, multimask)
         return MaskPrediction(logits, iou)

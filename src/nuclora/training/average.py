@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 # So that the first steps, far from where the training ends, are soon forgotten.
 _WARM_UP = 10
@@ -32,9 +33,10 @@ class MovingAverage:
             step: Steps done before this one.
         """
         decay = min(self.decay, (step + 1) / (step + _WARM_UP))
-        with torch.no_grad():
-            for name, parameter in self._trained():
-                self.state[name].lerp_(parameter, 1 - decay)
+        parameters = dict(self._trained())
+        # All at once: on a GPU one by one takes as long as a tenth of the step.
+        average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+        average([self.state[name] for name in parameters], [value.detach() for value in parameters.values()], step)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what :attr:`state` was."""

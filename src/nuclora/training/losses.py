@@ -13,13 +13,13 @@ def mask_bce(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     Args:
         logits: float (N, H, W).
         targets: bool (N, H, W).
-        valid: bool (H, W); pixels left out where False.
+        valid: bool (H, W) or (N, H, W); pixels left out where False.
 
     Returns:
         float32 (N,); 0 where no pixel is valid.
     """
     values = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
-    return (values * valid).sum((1, 2)) / valid.sum().clamp(min=1)
+    return (values * valid).sum((1, 2)) / valid.sum((-2, -1)).clamp(min=1)
 
 
 def mask_dice(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ def mask_dice(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     Args:
         logits: float (N, H, W).
         targets: bool (N, H, W).
-        valid: bool (H, W); pixels left out where False.
+        valid: bool (H, W) or (N, H, W); pixels left out where False.
 
     Returns:
         float32 (N,), with one pixel of smoothing so that an empty mask has a gradient.
@@ -45,7 +45,7 @@ def mask_iou(logits: Tensor, targets: Tensor, valid: Tensor) -> Tensor:
     Args:
         logits: float (N, H, W); positive inside.
         targets: bool (N, H, W).
-        valid: bool (H, W); pixels left out where False.
+        valid: bool (H, W) or (N, H, W); pixels left out where False.
 
     Returns:
         float32 (N,), without gradient; 1 where both are empty.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,11 @@ from nuclora.recipe import DenseSettings, LossSettings
 from nuclora.training.dense_loss import dense_loss
 from nuclora.training.losses import mask_bce, mask_dice, mask_iou
 from nuclora.training.samples import TrainingSample
+
+Prompts: TypeAlias = Sequence[tuple[int, slice]]
+"""A tile of a batch by index, and which of its prompts; several times."""
+_FEW = 4
+"""Prompts a tile."""
 
 
 class TileLoss(nn.Module):
@@ -65,18 +71,12 @@ class TileLoss(nn.Module):
         sam: NucleiSam = self.model.get_base_model()
         levels = sam.levels(torch.stack([sample.pixel_values for sample in samples]))
         embeddings = levels[-1]
-        parts = [
-            (index, sample, chosen)
-            for index, sample in enumerate(samples)
-            for kind in (sample.is_box, ~sample.is_box)
-            for chosen in torch.split(kind.nonzero().flatten(), self.chunk)
-            if len(chosen)
-        ]
-        recompute = sum(len(chosen) for _, _, chosen in parts) > self.chunk
+        counts = [len(sample.ids) for sample in samples]
+        recompute = sum(counts) > self.chunk
         # Without a prompt in the whole batch the loss must still hang on the graph, or DDP waits for ever.
         total = 0.0 * embeddings.float().sum()
-        for index, sample, chosen in parts:
-            arguments = (sam, embeddings[index : index + 1], sample, chosen)
+        for prompts in passes(counts, self.chunk):
+            arguments = (sam, embeddings, samples, prompts)
             if recompute:
                 total = total + checkpoint(self._prompted_loss, *arguments, use_reentrant=False)
             else:
@@ -89,25 +89,60 @@ class TileLoss(nn.Module):
         raw: Tensor = sam.dense_decoder(levels, torch.stack([truth.pixel_values for truth in truths]))
         return raw
 
-    def _prompted_loss(self, sam: NucleiSam, embedding: Tensor, sample: TrainingSample, chosen: Tensor) -> Tensor:
-        if sample.is_box[chosen[0]]:
-            prediction = sam.decode(embedding, boxes=sample.boxes[chosen])
-        else:
-            points = sample.points[chosen, None]
-            labels = torch.ones(points.shape[:2], dtype=torch.int64, device=points.device)
-            prediction = sam.decode(embedding, points=points, point_labels=labels)
-        size = sample.labels.shape[-2:]
-        logits = F.interpolate(prediction.logits.float(), size, mode="bilinear", align_corners=False)[:, 0]
-        targets = sample.labels == sample.ids[chosen, None, None]
-        losses = torch.zeros(len(chosen), device=logits.device)
+    def _prompted_loss(
+        self, sam: NucleiSam, embeddings: Tensor, samples: Sequence[TrainingSample], prompts: Prompts
+    ) -> Tensor:
+        """Sum of the losses of prompts that go through the mask decoder together, each with its share of its tile."""
+
+        def of_prompts(name: str) -> Tensor:
+            return torch.cat([getattr(samples[tile], name)[chosen] for tile, chosen in prompts])
+
+        ids, points = of_prompts("ids"), of_prompts("points")[:, None]
+        # Where all are of one tile, what they share is computed once; else each prompt has its tile's.
+        tiles = [tile for tile, chosen in prompts for _ in range(chosen.start, chosen.stop)]
+        tiles = tiles if len(prompts) > 1 else tiles[:1]
+        size = embeddings.shape[-1] * sam.stride
+        inside = torch.ones(points.shape[:2], dtype=torch.int64, device=points.device)
+        # All as boxes and all as points: to ask which is which would make a GPU wait.
+        sparse = torch.where(
+            of_prompts("is_box")[:, None, None],
+            sam.embed_prompts(size, boxes=of_prompts("boxes")),
+            sam.embed_prompts(size, points=points, point_labels=inside),
+        )
+        prediction = sam.decode_embedded(torch.stack([embeddings[tile] for tile in tiles]), sparse)
+        labels = torch.stack([samples[tile].labels for tile in tiles])
+        valid = torch.stack([samples[tile].valid for tile in tiles])
+        logits = F.interpolate(prediction.logits.float(), labels.shape[-2:], mode="bilinear", align_corners=False)[:, 0]
+        targets = labels == ids[:, None, None]
+        losses = torch.zeros(len(ids), device=logits.device)
         if self.settings.bce:
-            losses = losses + self.settings.bce * mask_bce(logits, targets, sample.valid)
+            losses = losses + self.settings.bce * mask_bce(logits, targets, valid)
         if self.settings.dice:
-            losses = losses + self.settings.dice * mask_dice(logits, targets, sample.valid)
+            losses = losses + self.settings.dice * mask_dice(logits, targets, valid)
         if self.settings.iou:
-            actual = mask_iou(logits, targets, sample.valid)
+            actual = mask_iou(logits, targets, valid)
             losses = losses + self.settings.iou * (prediction.iou.float()[:, 0] - actual) ** 2
-        return (losses * sample.weights[chosen]).sum()
+        return (losses * of_prompts("weights")).sum()
+
+
+def passes(counts: Sequence[int], chunk: int) -> list[Prompts]:
+    """Which prompts go through the mask decoder together.
+
+    Those of one tile, as many as `chunk` at once: what its prompts share is computed once. Where tiles have so few that
+    they share little, those of all.
+
+    Args:
+        counts: Prompts of each tile.
+        chunk: Prompts at once.
+    """
+    pieces = [
+        (tile, slice(start, min(start + chunk, count)))
+        for tile, count in enumerate(counts)
+        for start in range(0, count, chunk)
+    ]
+    if 0 < sum(counts) <= min(chunk, _FEW * len(counts)):
+        return [pieces]
+    return [[piece] for piece in pieces]
 
 
 def split(samples: Sequence[TrainingSample], at_once: int) -> list[Sequence[TrainingSample]]:
