@@ -72,8 +72,10 @@ def test_few_prompts_of_all_tiles_go_through_the_decoder_together(model, samples
     decoder = model.get_base_model().mask_decoder
     decoder.register_forward_pre_hook(lambda module, inputs: seen.append((len(inputs[0]), len(inputs[2]))))
     together, gradients = _gradients(TileLoss(model, LossSettings(dice=1, iou=1), 64), few)
-    # Each of the six prompts with the embedding of its own tile.
-    assert seen == [(6, 6)]
+    # Each prompt with the embedding of its own tile.
+    prompts = sum(len(sample.ids) for sample in few)
+    assert prompts > len(few)
+    assert seen == [(prompts, prompts)]
     assert together == pytest.approx(np.mean([value for value, _ in alone]), rel=1e-5)
     for name, gradient in gradients.items():
         mean = sum(of_tile[name] for _, of_tile in alone) / len(alone)
