@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import signal
+
+import psutil
 import pytest
 import torch
 
@@ -37,6 +40,21 @@ def test_a_tile_that_another_process_cannot_read_is_named(samples, monkeypatch):
     monkeypatch.setattr(TrainingSamples, "__getitem__", fail)
     with pytest.raises(NucloraError, match=r"^tile\.png: no such file$"):
         _load(samples, 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_all_of_a_group_leaves_the_readers_alive(samples, monkeypatch, number):
+    monkeypatch.setattr(loader, "usable_cores", lambda: 3)
+    # More than are read ahead: readers are still at work after the signal.
+    batches = loader.load_batches(samples, [[0, 1]] * 12, torch.device("cpu"), 2)
+    next(batches)
+    readers = psutil.Process().children()
+    assert len(readers) == 2
+    for reader in readers:
+        reader.send_signal(number)
+    assert len(list(batches)) == 11
+    _, alive = psutil.wait_procs(readers, timeout=20)
+    assert not alive
 
 
 @pytest.mark.parametrize(
