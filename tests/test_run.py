@@ -1,9 +1,14 @@
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -31,7 +36,7 @@ def _files(folder: Path) -> list[str]:
 def test_a_run_reads_back_what_it_was_started_with(tmp_path):
     recipe = load_recipe("paper", ["train.learning_rate=5e-4"])
     _start(tmp_path / "run", recipe)
-    assert _files(tmp_path / "run") == ["folds.csv", "recipe.yaml", "run.json"]
+    assert _files(tmp_path / "run") == [".lock", "folds.csv", "recipe.yaml", "run.json"]
     run = Run(tmp_path / "run")
     assert run.recipe == recipe
     assert run.folds == TABLE
@@ -53,6 +58,37 @@ def test_each_session_is_noted_and_places_may_move(tmp_path):
         assert session["cores"] >= 1
         assert session["command"]
         assert session["started"].endswith("+00:00")
+
+
+def test_of_several_that_start_together_one_creates_the_run_and_all_are_noted(tmp_path, monkeypatch):
+    waiting, slowly = threading.Barrier(6), itertools.count()
+    exists, write = Path.exists, FoldTable.write
+
+    def exists_for_none(path, **options):
+        found = exists(path, **options)
+        # All see that there is no run before any of them makes it.
+        if path.name == "run.json" and not found and not waiting.broken:
+            with contextlib.suppress(threading.BrokenBarrierError):
+                waiting.wait(5)
+            waiting.abort()
+        return found
+
+    def write_one_after_the_other(table, path):
+        time.sleep(0.2 * next(slowly))
+        write(table, path)
+
+    monkeypatch.setattr(Path, "exists", exists_for_none)
+    monkeypatch.setattr(FoldTable, "write", write_one_after_the_other)
+
+    def start(fold: int) -> None:
+        run = _start(tmp_path / "run")
+        run.begin_session("no")
+        with run.locked(fold):
+            pass
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(start, range(1, 7)))
+    assert len(Run(tmp_path / "run").info["sessions"]) == 6
 
 
 @pytest.mark.parametrize(

@@ -123,31 +123,35 @@ class Run:
             "base": {"name": base["name"], "sha256": base["sha256"]},
             "folds_sha256": folds.sha256,
         }
-        if (folder / "run.json").exists():
-            run = cls(folder)
-            # Of recipe and folds the files count: they are what the run works with, and somebody may have edited them.
-            there = {
-                "recipe": run.recipe.model_dump(mode="json"),
-                "base": run.info["base"],
-                "folds_sha256": run.folds.sha256,
-            }
-            differences = _differences(there, asked)
-            if differences:
-                raise NucloraError(
-                    "made from something else: " + "; ".join(differences),
-                    path=folder,
-                    mend="use another -o, or the same settings to go on",
-                )
-        elif folder.exists() and not folder.is_dir():
-            raise NucloraError("not a folder", path=folder, mend="name a new folder with -o")
-        elif folder.exists() and not all(_left_by_a_start(path) for path in folder.iterdir()):
-            raise NucloraError("neither empty nor a nuclora run", path=folder, mend="name a new folder with -o")
-        else:
-            write_atomic(folder / "recipe.yaml", recipe.to_yaml())
-            folds.write(folder / "folds.csv")
-            info = {**asked, "data": dict(data), "base_path": base["path"], "sessions": []}
-            write_atomic(folder / "run.json", json.dumps(info, indent=2) + "\n")
-            run = cls(folder)
+        # Looked at before run.json is, which of several processes that start together another may write meanwhile.
+        strangers = folder.is_dir() and not all(_left_by_a_start(path) for path in folder.iterdir())
+        if not (folder / "run.json").exists():
+            if folder.exists() and not folder.is_dir():
+                raise NucloraError("not a folder", path=folder, mend="name a new folder with -o")
+            if strangers:
+                raise NucloraError("neither empty nor a nuclora run", path=folder, mend="name a new folder with -o")
+            with disk_errors(folder):
+                folder.mkdir(parents=True, exist_ok=True)
+            with hold(folder, "run", patience=60):
+                if not (folder / "run.json").exists():
+                    write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+                    folds.write(folder / "folds.csv")
+                    info = {**asked, "data": dict(data), "base_path": base["path"], "sessions": []}
+                    write_atomic(folder / "run.json", json.dumps(info, indent=2) + "\n")
+        run = cls(folder)
+        # Of recipe and folds the files count: they are what the run works with, and somebody may have edited them.
+        there = {
+            "recipe": run.recipe.model_dump(mode="json"),
+            "base": run.info["base"],
+            "folds_sha256": run.folds.sha256,
+        }
+        differences = _differences(there, asked)
+        if differences:
+            raise NucloraError(
+                "made from something else: " + "; ".join(differences),
+                path=folder,
+                mend="use another -o, or the same settings to go on",
+            )
         # Where things lie may have changed since; what they are has not.
         run.info["data"] = dict(data)
         run.info["base_path"] = base["path"]
@@ -252,7 +256,7 @@ class Run:
 
 def _left_by_a_start(path: Path) -> bool:
     """Whether a start that was killed before there was a run.json left this file, whole or in part."""
-    return path.name.lstrip(".").startswith(("recipe.yaml", "folds.csv", "run.json"))
+    return path.name.lstrip(".").startswith(("recipe.yaml", "folds.csv", "run.json", "lock"))
 
 
 def _differences(have: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:
