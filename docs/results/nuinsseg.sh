@@ -13,8 +13,6 @@ mkdir -p "$run"
 for fold in $FOLDS; do
     nuclora cv "$data" --recipe "$RECIPE" --weights "$weights" --no-zero-shot --folds "$fold" -o "$run/$RECIPE" "$@" \
         >"$run/$RECIPE-fold-$fold.log" 2>&1 &
-    # So that one process makes the run folder, and the others find it.
-    while [ ! -e "$run/$RECIPE/run.json" ] && kill -0 $! 2>/dev/null; do sleep 1; done
 done
 wait
 nuclora cv "$data" --recipe "$RECIPE" --weights "$weights" --no-zero-shot -o "$run/$RECIPE" "$@"

@@ -54,6 +54,14 @@ def test_equal_predictions_give_equal_settings(predictions: list[Prediction]) ->
     assert tune_decode(predictions, DecodeSettings(), 10) == tune_decode(predictions, DecodeSettings(), 10)
 
 
+def test_several_processes_try_the_same(predictions: list[Prediction], monkeypatch: pytest.MonkeyPatch) -> None:
+    tried = []
+    for cores in (1, 2):
+        monkeypatch.setattr(tune, "usable_cores", lambda cores=cores: cores)
+        tried.append(tune_decode(predictions, DecodeSettings(), 10))
+    assert tried[0] == tried[1]
+
+
 def test_ties_keep_what_is_set() -> None:
     maps = Maps(np.zeros((5, 8, 8), np.float32), np.zeros((8, 8), np.float32))
     empty = (maps, np.zeros((16, 16), np.int32), np.zeros((16, 16), bool))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
 
 from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Maps
@@ -15,6 +17,9 @@ from nuclora.inference.scores import find_nuclei
 from nuclora.machine import usable_cores
 from nuclora.metrics import OverlapTable, aji, dice, panoptic_quality
 from nuclora.recipe import DecodeSettings
+
+_Key: TypeAlias = tuple[DecodeSettings, int]
+_Row: TypeAlias = tuple[float, float, float]
 
 Prediction = tuple[Maps, NDArray[np.int32], NDArray[np.bool_]]
 
@@ -86,15 +91,15 @@ def tune_decode(
     """
     if not predictions:
         raise NucloraError("there are no tiles to tune on")
-    best = _try(predictions, settings, min_size)
+    # By itself, so that what is wrong with the predictions is told before other processes have to.
+    (best,) = _try(predictions, [(settings, min_size)], processes=1)
     trials = {_key(best): best}
     for _ in range(_ROUNDS):
         before = best
         for field, grid in _GRIDS.items():
-            for value in grid:
-                trial = _changed(best, field, value)
-                if trial not in trials:
-                    trials[trial] = _try(predictions, *trial)
+            untried = [trial for value in grid if (trial := _changed(best, field, value)) not in trials]
+            tried = _try(predictions, untried, processes=usable_cores())
+            trials |= dict(zip(untried, tried, strict=True))
             first = max((trials[_changed(best, field, value)] for value in grid), key=lambda trial: trial.objective)
             if first.clearly_better_than(best):
                 best = first
@@ -103,27 +108,55 @@ def tune_decode(
     return best.settings, best.min_size, list(trials.values())
 
 
-def _key(trial: Trial) -> tuple[DecodeSettings, int]:
+def _key(trial: Trial) -> _Key:
     return trial.settings, trial.min_size
 
 
-def _changed(trial: Trial, field: str, value: float) -> tuple[DecodeSettings, int]:
+def _changed(trial: Trial, field: str, value: float) -> _Key:
     if field == "min_size":
         return trial.settings, int(value)
     return trial.settings.model_copy(update={field: value}), trial.min_size
 
 
-def _try(predictions: Sequence[Prediction], settings: DecodeSettings, min_size: int) -> Trial:
-    def row(prediction: Prediction) -> tuple[float, float, float]:
-        maps, truth, ignore = prediction
+def _try(predictions: Sequence[Prediction], settings: Sequence[_Key], processes: int) -> list[Trial]:
+    work = _Decoding(predictions, settings)
+    together = processes > 1 and len(work) > processes and "fork" in multiprocessing.get_all_start_methods()
+    loader: DataLoader[_Row] = DataLoader(
+        work,
+        batch_size=None,
+        num_workers=processes if together else 0,
+        # Forked ones have the maps without a copy.
+        multiprocessing_context="fork" if together else None,
+        collate_fn=_as_it_is,
+    )
+    rows = np.array(list(loader)).reshape(len(settings), len(predictions), 3)
+    return [_trial(*trial, of_tiles) for trial, of_tiles in zip(settings, rows, strict=True)]
+
+
+def _trial(settings: DecodeSettings, min_size: int, rows: NDArray[np.float64]) -> Trial:
+    means = rows.mean(0)
+    by_tile = tuple(((rows[:, 1] + rows[:, 2]) / 2).tolist())
+    return Trial(settings, min_size, float(means[0]), float(means[1]), float(means[2]), by_tile)
+
+
+class _Decoding(Dataset[_Row]):
+    """Dice, AJI and PQ of each tile under the first settings, then under the second, and so on."""
+
+    def __init__(self, predictions: Sequence[Prediction], settings: Sequence[_Key]) -> None:
+        self.predictions = predictions
+        self.settings = settings
+
+    def __len__(self) -> int:
+        return len(self.settings) * len(self.predictions)
+
+    def __getitem__(self, index: int) -> _Row:
+        which, tile = divmod(index, len(self.predictions))
+        maps, truth, ignore = self.predictions[tile]
         height, width = truth.shape
-        labels, _ = find_nuclei(*maps, (height, width), settings, min_size)
+        labels, _ = find_nuclei(*maps, (height, width), *self.settings[which])
         table = OverlapTable.from_labels(truth, labels, ignore)
         return dice(table), aji(table), panoptic_quality(table).pq
 
-    # What takes the time releases Python's lock.
-    with ThreadPoolExecutor(usable_cores()) as pool:
-        rows = list(pool.map(row, predictions))
-    means = np.mean(rows, axis=0)
-    by_tile = tuple((tile_aji + tile_pq) / 2 for _, tile_aji, tile_pq in rows)
-    return Trial(settings, min_size, float(means[0]), float(means[1]), float(means[2]), by_tile)
+
+def _as_it_is(row: Any) -> Any:
+    return row
