@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -11,6 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nuclora.errors import NucloraError
 from nuclora.machine import usable_cores
+from nuclora.signals import leave_stopping_to_the_parent
 from nuclora.training.samples import TrainingSample, TrainingSamples
 
 
@@ -34,7 +34,7 @@ def load_batches(
         collate_fn=list,
         num_workers=loader_processes(device, workers),
         pin_memory=device.type == "cuda",
-        worker_init_fn=_leave_stopping_to_the_training,
+        worker_init_fn=leave_stopping_to_the_parent,
     )
     for batch in loader:
         for item in batch:
@@ -57,12 +57,6 @@ def loader_processes(device: torch.device, workers: int) -> int:
         return min(workers, max(1, share))
     # The training itself needs a core.
     return min(workers, max(0, share - 1))
-
-
-def _leave_stopping_to_the_training(worker: int) -> None:
-    """Let a process that reads go on where all of a group are told to stop: the training still wants its batch."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
 
 
 class ErrorsAsItems(Dataset[TrainingSample | NucloraError]):
