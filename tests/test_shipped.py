@@ -39,7 +39,12 @@ def test_it_is_made_by_the_shipped_recipe_and_tuned():
     card = read_card(folder)
     made = read_recipe(folder, card)
     # What it was trained with besides: in float32, with fewer processes that read, unwatched and without checkpoints.
-    besides = ["train.precision=no", "train.workers=2", "train.validations_per_epoch=0", "train.checkpoint_steps=100000"]
+    besides = [
+        "train.precision=no",
+        "train.workers=2",
+        "train.validations_per_epoch=0",
+        "train.checkpoint_steps=100000",
+    ]
     assert made == load_recipe("embedded", besides)
     assert card.base == "lite_medsam"
     assert card.thresholds
