@@ -111,7 +111,6 @@ def main() -> None:
         for i, queue in enumerate(queues)
     ]
     for worker in workers:
-        worker.daemon = True
         worker.start()
     results = Results(given.device)
     reference = 0.0

@@ -34,7 +34,7 @@ class MovingAverage:
         """
         decay = min(self.decay, (step + 1) / (step + _WARM_UP))
         parameters = dict(self._trained())
-        # All at once: on a GPU one by one takes as long as a tenth of the step.
+        # All at once: one by one they are hundreds of operations, which a GPU waits for.
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
         average([self.state[name] for name in parameters], [value.detach() for value in parameters.values()], step)
 
