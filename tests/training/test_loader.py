@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 
 import psutil
 import pytest
@@ -45,15 +46,30 @@ def test_a_tile_that_another_process_cannot_read_is_named(samples, monkeypatch):
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_of_a_group_leaves_the_readers_alive(samples, monkeypatch, number):
     monkeypatch.setattr(loader, "usable_cores", lambda: 3)
+    before = psutil.Process().children()
     # More than are read ahead: readers are still at work after the signal.
     batches = loader.load_batches(samples, [[0, 1]] * 12, torch.device("cpu"), 2)
     next(batches)
-    readers = psutil.Process().children()
+    readers = [child for child in psutil.Process().children() if child not in before]
     assert len(readers) == 2
-    for reader in readers:
-        reader.send_signal(number)
+    # Sent by somebody else: what their own parent tells them they do.
+    subprocess.run(["kill", f"-{int(number)}", *(str(reader.pid) for reader in readers)], check=True)
     assert len(list(batches)) == 11
     _, alive = psutil.wait_procs(readers, timeout=20)
+    assert not alive
+
+
+def test_readers_of_a_training_that_failed_end_with_it(samples, monkeypatch):
+    monkeypatch.setattr(loader, "usable_cores", lambda: 3)
+    before = psutil.Process().children()
+    batches = loader.load_batches(samples, [[0, 1]] * 12, torch.device("cpu"), 2)
+    next(batches)
+    readers = [child for child in psutil.Process().children() if child not in before]
+    # As at the end of a process, when nobody asks them for more.
+    for reader in readers:
+        reader.terminate()
+    _, alive = psutil.wait_procs(readers, timeout=20)
+    assert readers
     assert not alive
 
 
