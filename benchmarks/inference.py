@@ -27,9 +27,8 @@ from nuclora.inference.quantize import quantize_adapter
 from nuclora.metrics import score
 from nuclora.models.adapter import shipped_adapter
 from nuclora.models.precision import Precision, is_fast_in_bfloat16
-from nuclora.models.tiny_vit import TinyViT
 from nuclora.recipe import EvaluateSettings, load_recipe
-from plain_sam import plain_tiny_vit, random_base
+from plain_sam import as_published, random_base
 
 SIDES: dict[str, tuple[Backend, Precision]] = {
     "PyTorch, float32": ("torch", "no"),
@@ -78,11 +77,7 @@ def mobile_sam(backend: Backend, precision: Precision) -> Predictor:
 
 def plain(make: Make) -> Predictor:
     """The same with the encoder in its published form."""
-    predictor = make("torch", "no")
-    encoder = predictor.model.vision_encoder
-    assert isinstance(encoder, TinyViT)
-    predictor.model.vision_encoder = plain_tiny_vit(encoder)
-    return predictor
+    return as_published(make("torch", "no"))
 
 
 def compare(results: Results, name: str, make: Make, image: NDArray[np.uint8], views: int, repeats: int) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import SamConfig, SamModel
 from transformers.models.sam.modeling_sam import SamVisionEncoderOutput
 
+from nuclora.inference.predictor import Predictor
 from nuclora.models.bases import get_base
 from nuclora.models.checkpoints import build_base
 from nuclora.models.lora import PARTS, _target_pattern
@@ -111,6 +112,14 @@ def plain_tiny_vit(encoder: TinyViT) -> TinyViT:
     _replace(plain)
     plain.levels = _levels.__get__(plain)  # type: ignore[method-assign]
     return plain
+
+
+def as_published(predictor: Predictor) -> Predictor:
+    """Give a predictor its encoder in the published form."""
+    encoder = predictor.model.vision_encoder
+    assert isinstance(encoder, TinyViT)
+    predictor.model.vision_encoder = plain_tiny_vit(encoder)
+    return predictor
 
 
 class _ConvThenNorm(nn.Module):

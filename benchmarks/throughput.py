@@ -18,34 +18,31 @@ from pathlib import Path
 from typing import Any
 
 from common import Results, parser
+from nuclora.data.synthetic import ORGANS, synthesize_tile
+from nuclora.inference.loading import load_model
+from nuclora.inference.predictor import Predictor
+from nuclora.metrics import score
+from nuclora.models.adapter import shipped_adapter
+from nuclora.models.precision import Precision
+from plain_sam import as_published
 
 _MICRONS = 0.25
 _SIDE = 512
 _LEAST_PQ = 0.9
 PLAIN = "the published form, float32"
-SIDES = {PLAIN: "no", "float32": "no", "bf16": "bf16"}
+SIDES: dict[str, Precision] = {PLAIN: "no", "float32": "no", "bf16": "bf16"}
 
 
-def load(side: str, adapter: Path, device: str) -> Any:
+def load(side: str, adapter: Path, device: str) -> Predictor:
     """A predictor, as `nuclora predict` loads it, or its published form."""
-    from nuclora.inference.loading import load_model
-    from nuclora.models.precision import Precision
-    from plain_sam import plain_tiny_vit
-
-    precision: Precision = "bf16" if SIDES[side] == "bf16" else "no"
-    predictor = load_model(adapter, device=device, precision=precision, prompts=False)
-    if side == PLAIN:
-        predictor.model.vision_encoder = plain_tiny_vit(predictor.model.vision_encoder).to(device)
-    return predictor
+    predictor = load_model(adapter, device=device, precision=SIDES[side], prompts=False)
+    return as_published(predictor) if side == PLAIN else predictor
 
 
 def work(index: int, adapter: Path, device: str, seconds: float, barrier: Barrier, orders: Any, counts: Any) -> None:
     """Take orders, a side and how many processes are to run it, until there is none."""
-    from nuclora.data.synthetic import ORGANS, synthesize_tile
-    from nuclora.metrics import score
-
     tiles = [synthesize_tile(_SIDE, seed, ORGANS[seed % len(ORGANS)]).image for seed in range(4)]
-    predictors: dict[str, Any] = {}
+    predictors: dict[str, Predictor] = {}
     while order := orders.get():
         side, processes = order
         if index < processes:
@@ -97,8 +94,6 @@ def main() -> None:
     options.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="How many at once, in turn.")
     options.add_argument("--seconds", type=float, default=4, help="For how long each.")
     given = options.parse_args()
-    from nuclora.models.adapter import shipped_adapter
-
     adapter = given.adapter or shipped_adapter()
     context = multiprocessing.get_context("spawn")
     most = max(given.processes)

@@ -45,7 +45,7 @@ class Timed:
     Attributes:
         step: The step.
         tiles: How many it takes; fewer than asked for where memory holds no more.
-        memory_gb: Most that the side held, its weights included; on a CPU not told apart, 0.
+        memory_gb: Most that the side held, its weights included; of use on a GPU, where it can be told apart.
     """
 
     step: Step
@@ -152,8 +152,8 @@ def memory_gb(device: str) -> float:
 def peak_flops() -> float:
     """Operations a second of a large matrix product in bfloat16."""
     left, right = (torch.randn(_PEAK_SIDE, _PEAK_SIDE, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    products = [lambda: left @ right] * _PEAK_ROUNDS
-    return 2 * _PEAK_SIDE**3 / min(best_of(products, 1, "cuda"))
+    (seconds,) = best_of([lambda: left @ right], _PEAK_ROUNDS, "cuda")
+    return 2 * _PEAK_SIDE**3 / seconds
 
 
 def main() -> None:

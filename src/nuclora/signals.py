@@ -2,44 +2,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import threading
 from collections.abc import Iterator
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader
+
+T = TypeVar("T")
 
 _STOPS = (signal.SIGINT, signal.SIGTERM)
 # Who sent a signal is told on Linux, among others; elsewhere workers end as they ever did.
 _SENDER_IS_TOLD = hasattr(signal, "sigwaitinfo")
 
 
-@contextlib.contextmanager
-def starting_workers() -> Iterator[None]:
-    """Start processes that call :func:`heed_only_the_parent` first.
+def start_loading(loader: DataLoader[T]) -> Iterator[Any]:
+    """Iterate a loader whose processes go on where all of their group are told to stop, unless this one tells them.
 
-    They inherit that signals wait, so there is no moment before that call at which one ends them. This process hears
-    at the end of the block what came meanwhile.
+    This process, which is told too, decides, and still wants their results. They inherit that the signals wait, so
+    there is no moment at which one ends them; this process hears what came meanwhile when they are started.
+
+    Args:
+        loader: The loader; it has no function of its own for its processes.
     """
     if not _SENDER_IS_TOLD:
-        yield
-        return
+        return iter(loader)
+    loader.worker_init_fn = _heed_only_the_parent
     before = signal.pthread_sigmask(signal.SIG_BLOCK, _STOPS)
     try:
-        yield
+        return iter(loader)
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def heed_only_the_parent(worker: int) -> None:
-    """Let a process go on where all of its group are told to stop, unless its parent tells it.
-
-    The parent, which is told too, decides, and still wants the result.
-
-    Args:
-        worker: Number of the process, which a :class:`torch.utils.data.DataLoader` gives.
-    """
-    if _SENDER_IS_TOLD:
-        threading.Thread(target=_end_with_the_parents_word, daemon=True).start()
+def _heed_only_the_parent(worker: int) -> None:
+    threading.Thread(target=_end_with_the_parents_word, daemon=True).start()
 
 
 def _end_with_the_parents_word() -> None:

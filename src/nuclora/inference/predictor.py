@@ -260,8 +260,8 @@ class Predictor:
         asked = views(count)
         shown = [show(window, view) for view in asked]
         # A CPU is no faster with several views at once, and needs more memory.
-        at_once = 1 if self.device.type == "cpu" else len(shown)
-        found = [maps for start in range(0, len(shown), at_once) for maps in self._maps(shown[start : start + at_once])]
+        batches = [[one] for one in shown] if self.device.type == "cpu" else [shown]
+        found = [maps for batch in batches for maps in self._maps(batch)]
         seen = np.stack([undo(maps, view) for maps, view in zip(found, asked, strict=True)])
         mean = seen.mean(0)
         apart = np.hypot(*(seen[:, OFFSETS] - mean[OFFSETS]).swapaxes(0, 1)).mean(0)

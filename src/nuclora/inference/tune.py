@@ -17,7 +17,7 @@ from nuclora.inference.scores import find_nuclei
 from nuclora.machine import usable_cores
 from nuclora.metrics import OverlapTable, aji, dice, panoptic_quality
 from nuclora.recipe import DecodeSettings
-from nuclora.signals import heed_only_the_parent, starting_workers
+from nuclora.signals import start_loading
 
 _Key: TypeAlias = tuple[DecodeSettings, int]
 _Row: TypeAlias = tuple[float, float, float]
@@ -129,11 +129,8 @@ def _try(predictions: Sequence[Prediction], settings: Sequence[_Key], processes:
         # Forked ones have the maps without a copy.
         multiprocessing_context="fork" if together else None,
         collate_fn=_as_it_is,
-        worker_init_fn=heed_only_the_parent,
     )
-    with starting_workers():
-        decoded = iter(loader)
-    rows = np.array(list(decoded)).reshape(len(settings), len(predictions), 3)
+    rows = np.array(list(start_loading(loader))).reshape(len(settings), len(predictions), 3)
     return [_trial(*trial, of_tiles) for trial, of_tiles in zip(settings, rows, strict=True)]
 
 

@@ -33,10 +33,9 @@ class MovingAverage:
             step: Steps done before this one.
         """
         decay = min(self.decay, (step + 1) / (step + _WARM_UP))
-        parameters = dict(self._trained())
         # All at once: one by one they are hundreds of operations, which a GPU waits for.
         average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
-        average([self.state[name] for name in parameters], [value.detach() for value in parameters.values()], step)
+        average(list(self.state.values()), [parameter for _, parameter in self._trained()], step)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Go on from what :attr:`state` was."""

@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from nuclora.errors import NucloraError
 from nuclora.machine import usable_cores
-from nuclora.signals import heed_only_the_parent, starting_workers
+from nuclora.signals import start_loading
 from nuclora.training.samples import TrainingSample, TrainingSamples
 
 
@@ -34,11 +34,8 @@ def load_batches(
         collate_fn=list,
         num_workers=loader_processes(device, workers),
         pin_memory=device.type == "cuda",
-        worker_init_fn=heed_only_the_parent,
     )
-    with starting_workers():
-        loaded = iter(loader)
-    for batch in loaded:
+    for batch in start_loading(loader):
         for item in batch:
             if isinstance(item, NucloraError):
                 raise item
