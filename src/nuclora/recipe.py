@@ -156,6 +156,7 @@ class TrainSettings(_Strict):
         1, ge=1, description="parts a batch is worked off in on each process, to begin with: out of memory, they halve"
     )
     checkpointing: bool = Field(False, description="compute each encoder block again in the backward pass")
+    compile: bool = Field(False, description="compile the encoder's blocks at the first step, which takes a minute")
     learning_rate: float = Field(1e-4, gt=0, le=100)
     weight_decay: float = Field(0.0, ge=0)
     schedule: Literal["constant", "cosine"] = "constant"

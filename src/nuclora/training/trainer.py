@@ -18,6 +18,7 @@ from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Predictor
 from nuclora.models.adapter import AdapterCard, save_adapter
 from nuclora.models.checkpoints import LoadedBase
+from nuclora.models.compiled import compile_blocks
 from nuclora.models.lora import adapt
 from nuclora.models.precision import Precision
 from nuclora.run import Run
@@ -78,6 +79,8 @@ class FoldTrainer:
         if train.checkpointing:
             base.model.vision_encoder.checkpoint_blocks()
         self.model = adapt(base.model, self.recipe.adapter, seed=derive_seed(self.recipe.seed, "adapter"))
+        if train.compile:
+            compile_blocks(base.model)
         if self.recipe.dense is not None:
             base.model.add_dense_decoder(self.recipe.dense, seed=derive_seed(self.recipe.seed, "dense decoder"))
         optimizer = make_optimizer(self.model, self.recipe)
