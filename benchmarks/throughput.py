@@ -109,7 +109,6 @@ def main() -> None:
         worker.start()
     results = Results(given.device)
     reference = 0.0
-    table = []
     for side in SIDES:
         for processes in given.processes if side != PLAIN else [1]:
             for queue in queues:
@@ -126,16 +125,17 @@ def main() -> None:
             share = busy.mean() if given.device == "cuda" else "not known"
             barrier.wait()
             reference = reference or rate
-            table.append(
+            # At once: what is measured is not lost where time runs out.
+            print(
                 f"{side}, {processes} processes: {rate:.1f} tiles/s, "
-                f"{rate * (_SIDE * _MICRONS / 1000) ** 2:.2f} mm2/s, device busy {share}"
+                f"{rate * (_SIDE * _MICRONS / 1000) ** 2:.2f} mm2/s, device busy {share}",
+                flush=True,
             )
             if side != PLAIN:
                 results.add(f"a tile on {given.device}, {processes} processes: {side}", 1 / rate, 1 / reference)
     for queue in queues:
         queue.put(None)
     results.finish(given.out)
-    print("\n".join(table))
 
 
 if __name__ == "__main__":

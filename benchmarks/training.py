@@ -77,7 +77,7 @@ def our_side(recipe: Recipe, device: str) -> Make:
         base.vision_encoder.checkpoint_blocks()
     model = adapt(base, recipe.adapter, seed=0).to(device)
     if recipe.train.compile:
-        compile_blocks(base)
+        compile_blocks(base, torch.device(device))
     loss = TileLoss(model, recipe.loss, recipe.prompts.chunk).train()
     optimizer = torch.optim.AdamW((p for p in loss.parameters() if p.requires_grad), lr=0)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -121,12 +121,12 @@ def _changed(trial: Trial, field: str, value: float) -> _Key:
 
 def _try(predictions: Sequence[Prediction], settings: Sequence[_Key], processes: int) -> list[Trial]:
     work = _Decoding(predictions, settings)
-    together = processes > 1 and len(work) > processes and "fork" in multiprocessing.get_all_start_methods()
+    together = processes > 1 and len(work) > processes and sys.platform == "linux"
     loader: DataLoader[_Row] = DataLoader(
         work,
         batch_size=None,
         num_workers=processes if together else 0,
-        # Forked ones have the maps without a copy.
+        # Forked ones have the maps without a copy; macOS can fork too, but its own libraries do not bear it.
         multiprocessing_context="fork" if together else None,
         collate_fn=_as_it_is,
     )

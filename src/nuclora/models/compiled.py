@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
+from nuclora.errors import NucloraError
 from nuclora.models.lora import encoder_blocks
 from nuclora.models.sam import NucleiSam
 
@@ -11,15 +13,31 @@ from nuclora.models.sam import NucleiSam
 _KINDS = 64
 
 
-def compile_blocks(model: NucleiSam) -> None:
+def compile_blocks(model: NucleiSam, device: torch.device) -> None:
     """Compile the blocks of the encoder at their first call, each kind once.
 
     Weights, names and checkpoints stay as they are. Results differ by the order of sums.
 
     Args:
         model: A base, with its adapter if it is to have one.
+        device: Where it will compute.
+
+    Raises:
+        NucloraError: Nothing can be compiled here, for want of a C++ compiler, say.
     """
+    try:
+        # Now, and not at the first step, where a failure would come out of the middle of the network.
+        torch.compile(_probe)(torch.ones(1, device=device))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise NucloraError(
+            f"PyTorch cannot compile on this machine: {reason}", mend="set train.compile=false"
+        ) from error
     torch._dynamo.config.recompile_limit = max(_KINDS, torch._dynamo.config.recompile_limit)
     for name in encoder_blocks(model):
         # For each shape anew: a batch has one size but for the last of an epoch, and code for any size is slower.
         model.get_submodule(name).compile(dynamic=False)
+
+
+def _probe(values: Tensor) -> Tensor:
+    return values.exp() + 1

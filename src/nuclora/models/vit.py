@@ -32,29 +32,32 @@ class FusedAttention(SamVisionAttention):  # type: ignore[misc]
         if self.use_rel_pos:
             of_rows, of_columns = self._biases(query, height, width)
             padding = -(size + height + width) % _HEAD_STEP
-            query = F.pad(torch.cat([query * self.scale, of_rows, of_columns], -1), (0, padding))
-            key = torch.cat([key, _places(height, width, key).expand(*key.shape[:2], -1, -1)], -1)
-            key, value = F.pad(key, (0, padding)), F.pad(value, (0, height + width + padding))
-            attended = F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., :size]
+            query = torch.cat([query, of_rows, of_columns, query.new_zeros(*query.shape[:-1], padding)], -1)
+            key = torch.cat([key, _places(height, width, padding, key).expand(*key.shape[:2], -1, -1)], -1)
+            value = F.pad(value, (0, height + width + padding))
+            attended = F.scaled_dot_product_attention(query, key, value, scale=self.scale)[..., :size]
         else:
             attended = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         return self.proj(attended.transpose(1, 2).reshape(batch, height, width, -1)), None
 
     def _biases(self, query: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """Of each query the bias at each row and at each column: (batch, heads, tokens, height) and (..., width)."""
+        """Of each query the bias at each row and at each column: (batch, heads, tokens, height) and (..., width).
+
+        Over the scale of the attention, which multiplies them too.
+        """
         grid = query.reshape(*query.shape[:2], height, width, -1)
-        rows = self.get_rel_pos(height, height, self.rel_pos_h).to(query.dtype)
-        columns = self.get_rel_pos(width, width, self.rel_pos_w).to(query.dtype)
+        rows = (self.get_rel_pos(height, height, self.rel_pos_h) / self.scale).to(query.dtype)
+        columns = (self.get_rel_pos(width, width, self.rel_pos_w) / self.scale).to(query.dtype)
         of_rows = torch.einsum("bnhwc,hkc->bnhwk", grid, rows)
         of_columns = torch.einsum("bnhwc,wkc->bnhwk", grid, columns)
         return of_rows.flatten(2, 3), of_columns.flatten(2, 3)
 
 
-def _places(height: int, width: int, like: Tensor) -> Tensor:
-    """A one at each token's row and one at its column, (tokens, height + width)."""
+def _places(height: int, width: int, padding: int, like: Tensor) -> Tensor:
+    """A one at each token's row and one at its column, then zeros: (tokens, height + width + padding)."""
     rows = torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, 0)
     columns = torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1)
-    return torch.cat([rows, columns], 1)
+    return torch.cat([rows, columns, rows.new_zeros(len(rows), padding)], 1)
 
 
 class ViT(SamVisionEncoder):  # type: ignore[misc]

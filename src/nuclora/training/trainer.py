@@ -80,7 +80,7 @@ class FoldTrainer:
             base.model.vision_encoder.checkpoint_blocks()
         self.model = adapt(base.model, self.recipe.adapter, seed=derive_seed(self.recipe.seed, "adapter"))
         if train.compile:
-            compile_blocks(base.model)
+            compile_blocks(base.model, accelerator.device)
         if self.recipe.dense is not None:
             base.model.add_dense_decoder(self.recipe.dense, seed=derive_seed(self.recipe.seed, "dense decoder"))
         optimizer = make_optimizer(self.model, self.recipe)
