@@ -233,7 +233,7 @@ def test_a_finished_ablation_is_read_without_its_base(finished, plan, tiny_sam_f
     assert rows[1] == were[1]
 
 
-@pytest.mark.parametrize("name", ["paper", "nuclora"])
+@pytest.mark.parametrize("name", ["paper", "nuclora", "embedded"])
 def test_the_shipped_lists_go_with_their_networks(name, tiny_data):
     """As far as it shows without weights: what trains can be counted in every row."""
     from nuclora.models.parameters import count_recipe
@@ -247,6 +247,8 @@ def test_the_shipped_lists_go_with_their_networks(name, tiny_data):
         # LoRA grows with its rank, and the parts that train in full do not.
         lora = counts["rank-32"] - counts["reference"]
         assert 0 < lora < counts["reference"] == counts["stain"] == counts["bce-dice"] < counts["mlp"]
+    elif name == "embedded":
+        assert counts["frozen-encoder"] < counts["lora"] < counts["reference"] == counts["balanced"] == counts["finer"]
     else:
         assert counts["last-half"] < counts["reference"] == counts["no-ema"] < counts["full"]
         assert counts["frozen-encoder"] < counts["rank-4"] < counts["reference"]

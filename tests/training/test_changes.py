@@ -22,7 +22,7 @@ def _write(tmp_path, text):
 
 
 def test_every_shipped_list_makes_recipes_that_differ():
-    assert set(shipped_lists()) == {"nuclora", "paper"}
+    assert set(shipped_lists()) == {"embedded", "nuclora", "paper"}
     for name in shipped_lists():
         changes = load_list(name)
         assert changes.name == name
@@ -116,7 +116,9 @@ def test_a_bad_field_names_its_row(change, told, tmp_path):
 
 
 def test_no_such_list():
-    with pytest.raises(NucloraError, match=r"papr: no such list of changes; name a YAML file or one of nuclora, paper"):
+    with pytest.raises(
+        NucloraError, match=r"papr: no such list of changes; name a YAML file or one of embedded, nuclora, paper"
+    ):
         load_list("papr")
     with pytest.raises(NucloraError, match=r"no list of changes goes with the recipe smoke; name one with --changes"):
         list_of("smoke")

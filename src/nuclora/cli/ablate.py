@@ -35,7 +35,10 @@ def ablate(
     changes: Annotated[
         str | None,
         typer.Option(
-            "--changes", "-c", help="List of changes: paper, nuclora or a YAML file.", show_default="that of the recipe"
+            "--changes",
+            "-c",
+            help="List of changes: paper, nuclora, embedded or a YAML file.",
+            show_default="that of the recipe",
         ),
     ] = None,
     folds: Annotated[str, typer.Option(help="Folds to train and test, as in 1,2.")] = "1",

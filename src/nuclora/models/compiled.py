@@ -9,7 +9,8 @@ from nuclora.errors import NucloraError
 from nuclora.models.lora import encoder_blocks
 from nuclora.models.sam import NucleiSam
 
-# All blocks share their forward's code, so its limit is over their kinds, in training and not, and the batch sizes.
+# All blocks share their forward's code, so its limit is over their kinds, in training and in validation, and how many
+# tiles are worked off at once.
 _KINDS = 64
 
 
@@ -29,13 +30,13 @@ def compile_blocks(model: NucleiSam, device: torch.device) -> None:
         # Now, and not at the first step, where a failure would come out of the middle of the network.
         torch.compile(_probe)(torch.ones(1, device=device))
     except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise NucloraError(
             f"PyTorch cannot compile on this machine: {reason}", mend="set train.compile=false"
         ) from error
     torch._dynamo.config.recompile_limit = max(_KINDS, torch._dynamo.config.recompile_limit)
     for name in encoder_blocks(model):
-        # For each shape anew: a batch has one size but for the last of an epoch, and code for any size is slower.
+        # For each shape anew: code for any shape is slower, and a training has few.
         model.get_submodule(name).compile(dynamic=False)
 
 
