@@ -210,7 +210,7 @@ def main() -> None:
                 results.add(f"{name}, compiled", times[f"ours, compiled {precision}"], times[f"reference {theirs}"])
     results.finish(given.out)
     if not on_gpu:
-        print(f"most memory, all four sides in one process: {memory_gb(given.device):.1f} GB")
+        print(f"most memory, all sides in one process: {memory_gb(given.device):.1f} GB")
         return
     with FlopCounterMode(display=False) as counter:
         timed["reference bf16"].step()

@@ -37,7 +37,7 @@ def ablate(
         typer.Option(
             "--changes",
             "-c",
-            help="List of changes: paper, nuclora, embedded or a YAML file.",
+            help="Name of a shipped list of changes, or a YAML file.",
             show_default="that of the recipe",
         ),
     ] = None,

@@ -34,7 +34,8 @@ def compile_blocks(model: NucleiSam, device: torch.device) -> None:
         raise NucloraError(
             f"PyTorch cannot compile on this machine: {reason}", mend="set train.compile=false"
         ) from error
-    torch._dynamo.config.recompile_limit = max(_KINDS, torch._dynamo.config.recompile_limit)
+    # By the older of its two names, which PyTorch 2.6 has too.
+    torch._dynamo.config.cache_size_limit = max(_KINDS, torch._dynamo.config.cache_size_limit)
     for name in encoder_blocks(model):
         # For each shape anew: code for any shape is slower, and a training has few.
         model.get_submodule(name).compile(dynamic=False)
