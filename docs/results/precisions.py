@@ -1,6 +1,8 @@
-"""What an adapter finds in another precision or by another backend, on real tiles that it did not train on.
+"""What an adapter finds in another precision, by another backend or from other views, on tiles that trained nothing.
 
-python docs/results/precisions.py TILES [-a ADAPTER] [--tiles N] [--int8 ADAPTER] [--sides torch:no openvino:no ...]
+python docs/results/precisions.py TILES [-a ADAPTER] [--tiles N] [--int8 ADAPTER] [--sides torch:no openvino:no:2 ...]
+
+A side is BACKEND:PRECISION, and after another colon how many views are averaged (else as many as the adapter says).
 
 TILES is the set that an adapter for all tiles was trained on; its inner validation tiles are looked at, which chose
 its thresholds and trained nothing. Differences to the first side are paired by tile, with 95 % intervals. Prints JSON.
@@ -43,20 +45,22 @@ def main() -> None:
     reference: list[dict[str, Any]] = []
     found_first: dict[str, Any] = {}
     for side in asked.sides:
-        backend, precision = side.split(":")
+        backend, precision, *views = side.split(":")
         source = asked.int8 if precision == "int8" else adapter
         predictor = load_model(source, backend=cast(Any, backend), precision=cast(Any, precision), prompts=False)
+        settings = predictor.settings.with_views(int(views[0])) if views else predictor.settings
         rows, same = [], []
         began = time.process_time()
         for tile in tiles.subset(names):
             sample = tile.read()
-            labels = predictor.nuclei(sample.image).labels
+            labels = predictor.nuclei(sample.image, settings).labels
             rows.append({"tile": tile.name, "group": tile.group, "fold": ALL_TILES} | score_tile(sample, labels))
             same.append(score(found_first.setdefault(tile.name, labels), labels)["pq"])
         seconds = time.process_time() - began
         reference = reference or rows
         entries.append({
-            "backend": backend, "precision": precision, "tiles": len(rows), "cpu_s_per_tile": seconds / len(rows),
+            "backend": backend, "precision": precision, "views": settings.decode.views, "tiles": len(rows),
+            "cpu_s_per_tile": seconds / len(rows),
             "mean": {name: summarise(rows).mean[name] for name in MEASURES},
             "difference": {name: paired_difference(rows, reference, name) for name in MEASURES},
             "pq_with_first": sum(same) / len(same),

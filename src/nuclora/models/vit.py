@@ -27,10 +27,11 @@ class FusedAttention(SamVisionAttention):  # type: ignore[misc]
         """(batch, height, width, channels) to the same shape; attention weights are never there."""
         batch, height, width, _ = hidden_states.shape
         qkv = self.qkv(hidden_states).reshape(batch, height * width, 3, self.num_attention_heads, -1)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)
+        queries, keys, values = qkv.unbind(2)
+        query, key, value = queries.transpose(1, 2), keys.transpose(1, 2), values.transpose(1, 2)
         size = query.shape[-1]
         if self.use_rel_pos:
-            of_rows, of_columns = self._biases(query, height, width)
+            of_rows, of_columns = self._biases(queries, height, width)
             padding = -(size + height + width) % _HEAD_STEP
             query = torch.cat([query, of_rows, of_columns, query.new_zeros(*query.shape[:-1], padding)], -1)
             key = torch.cat([key, _places(height, width, padding, key).expand(*key.shape[:2], -1, -1)], -1)
@@ -40,17 +41,36 @@ class FusedAttention(SamVisionAttention):  # type: ignore[misc]
             attended = F.scaled_dot_product_attention(query, key, value, scale=self.scale)
         return self.proj(attended.transpose(1, 2).reshape(batch, height, width, -1)), None
 
-    def _biases(self, query: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    def _biases(self, queries: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
         """Of each query the bias at each row and at each column: (batch, heads, tokens, height) and (..., width).
 
-        Over the scale of the attention, which multiplies them too.
+        Over the scale of the attention, which multiplies them too. A key's bias goes by how far its row is from the
+        query's: of the products with all distances each query has a window, one further on than its neighbour's. So one
+        product serves all queries in the order that they have, and the windows are a view.
+
+        Args:
+            queries: (batch, tokens, heads, head size).
+            height: Rows of tokens.
+            width: Columns of tokens.
         """
-        grid = query.reshape(*query.shape[:2], height, width, -1)
-        rows = (self.get_rel_pos(height, height, self.rel_pos_h) / self.scale).to(query.dtype)
-        columns = (self.get_rel_pos(width, width, self.rel_pos_w) / self.scale).to(query.dtype)
-        of_rows = torch.einsum("bnhwc,hkc->bnhwk", grid, rows)
-        of_columns = torch.einsum("bnhwc,wkc->bnhwk", grid, columns)
+        batch, _, heads, _ = queries.shape
+        distances = torch.cat([self._distances(height, self.rel_pos_h), self._distances(width, self.rel_pos_w)])
+        distances = (distances / self.scale).to(queries.dtype)
+        # A head's queries lie evenly spaced, so this product reads them where they are.
+        products = queries.flatten(0, 1).transpose(0, 1) @ distances.t()
+        count = len(distances)
+        image, row = height * width * count, width * count
+        to_rows, to_columns = height - 1, 2 * height - 1 + width - 1
+        head_first = (batch, heads, height, width)
+        of_rows = products.as_strided((*head_first, height), (image, batch * image, row - 1, count, 1), to_rows)
+        of_columns = products.as_strided((*head_first, width), (image, batch * image, row, count - 1, 1), to_columns)
         return of_rows.flatten(2, 3), of_columns.flatten(2, 3)
+
+    def _distances(self, side: int, positions: Tensor) -> Tensor:
+        """The positions of a key 1 - side ... side - 1 behind its query: (2 * side - 1, head size)."""
+        # [query, key], so the last query sees the keys before it and the first those behind it.
+        pairs = self.get_rel_pos(side, side, positions)
+        return torch.cat([pairs[-1], pairs[0, 1:]])
 
 
 def _places(height: int, width: int, padding: int, like: Tensor) -> Tensor:
