@@ -2,12 +2,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from nuclora.errors import NucloraError
-from nuclora.files import AppendLog, atomic_folder, write_atomic
+from nuclora.files import AppendLog, atomic_folder, remove_torn, write_atomic
 
 
 def _names(folder: Path) -> list[str]:
@@ -31,6 +33,36 @@ def test_what_is_written_is_there_and_nothing_else(content, written, tmp_path):
     assert path.read_bytes() == written
     assert _names(path.parent) == ["file.txt"]
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o077, 0o600), (0o002, 0o664)])
+def test_files_have_the_permissions_that_the_user_wants(umask, mode, tmp_path):
+    before = os.umask(umask)
+    try:
+        write_atomic(tmp_path / "file.txt", "new")
+    finally:
+        os.umask(before)
+    assert (tmp_path / "file.txt").stat().st_mode & 0o777 == mode
+
+
+def test_what_a_killed_writer_left_is_removed_and_nothing_else(tmp_path):
+    script = """
+import os, pathlib, signal, sys
+from nuclora.files import atomic_file
+with atomic_file(pathlib.Path(sys.argv[1])) as file:
+    file.write(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+    path = tmp_path / "below" / "labels.tif"
+    subprocess.run([sys.executable, "-c", script, str(path)], check=False)
+    assert len(_names(path.parent)) == 1
+    mine = [path.with_name(name) for name in (".notes.tmp", "a.0123abcd.tmp", ".a.tif")]
+    for file in mine:
+        file.write_text("mine")
+    remove_torn(tmp_path)
+    assert len(_names(path.parent)) == 4
+    remove_torn(tmp_path, deep=True)
+    assert _names(path.parent) == sorted(file.name for file in mine)
 
 
 @pytest.mark.parametrize("where", ["fsync", "replace"])

@@ -6,8 +6,9 @@ import contextlib
 import csv
 import errno
 import os
+import re
+import secrets
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO
@@ -18,6 +19,9 @@ from nuclora.errors import NucloraError
 
 # EDQUOT (a user's quota is full) is unknown to Windows.
 _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+# What `atomic_file` writes to.
+_TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
 
 
 @contextlib.contextmanager
@@ -95,19 +99,34 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
         raise NucloraError("a device, not a file", path=path, mend="name a file")
     with disk_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        os.close(handle)
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
         try:
-            # Opened by its name: tifffile wants to know what it is called.
-            with Path(temporary).open("wb") as file:
+            # Opened by its name: tifffile wants to know what it is called. With the permissions that the user's files
+            # have, which `tempfile` would not give it.
+            with temporary.open("xb") as file:
                 yield file
                 file.flush()
                 os.fsync(file.fileno())
-            Path(temporary).chmod(0o644)
-            Path(temporary).replace(path)
+            temporary.replace(path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
+
+
+def remove_torn(folder: Path, *, deep: bool = False) -> None:
+    """Remove what killed writers left in a folder that nobody else writes to now.
+
+    Args:
+        folder: The folder.
+        deep: In the folders below it too.
+
+    Raises:
+        NucloraError: Something cannot be removed.
+    """
+    with disk_errors(folder):
+        for path in list(folder.rglob(".*.tmp") if deep else folder.glob(".*.tmp")):
+            if _TORN.fullmatch(path.name):
+                path.unlink(missing_ok=True)
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -145,7 +164,8 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             yield fresh
             for file in fresh.rglob("*"):
                 if file.is_file():
-                    with file.open("rb") as stream:
+                    # Windows syncs only what is open for writing, which a copy of a read-only file elsewhere is not.
+                    with file.open("r+b" if os.name == "nt" else "rb") as stream:
                         os.fsync(stream.fileno())
             old = scratch / "old"
             if path.exists():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -78,7 +79,7 @@ def test_it_goes_on_where_it_was_cut_off(data: Path, tmp_path: Path, monkeypatch
     with pytest.raises(KeyboardInterrupt):
         convert_data(tiles, dest)
     monkeypatch.undo()
-    torn = next(dest.rglob("*.png")).with_name(".x.png.k1ll_ed0")
+    torn = next(dest.rglob("*.png")).with_name(".x.png.0123abcd.tmp")
     torn.touch()
     done = {path: path.stat().st_mtime_ns for path in dest.rglob("*.png")}
     ticks: list[tuple[int, int]] = []
@@ -144,6 +145,13 @@ def test_published_folds_go_along(tmp_path: Path) -> None:
         for fold in (1, 2):
             theirs = {tiles[name].read().image.tobytes() for name in make_folds(tiles, by="published").test(fold)}
             assert {open_tiles(dest)[name].read().image.tobytes() for name in table.test(fold)} == theirs
+
+
+def test_of_a_part_of_the_published_folds_no_table_is_made(tmp_path: Path) -> None:
+    WRITERS["pannuke"](tmp_path / "a", TILES)
+    shutil.rmtree(tmp_path / "a" / "Fold 1")
+    assert convert_data(open_tiles(tmp_path / "a"), tmp_path / "b", "folder") > 0
+    assert not (tmp_path / "b" / "folds.csv").exists()
 
 
 def test_the_command_tells_what_it_did(

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from layouts import SHAPE, WRITERS, aperio, compress, feature, known, png, run_lengths, tif
+from layouts import SHAPE, WRITERS, aperio, compress, feature, known, png, run_lengths, same_nuclei, tif
 from scipy.io import savemat
 
 from nuclora.data import open_tiles
@@ -151,6 +151,18 @@ def test_coco_files_that_do_not_fit_their_images_are_named(tmp_path: Path) -> No
         open_tiles(tmp_path)
 
 
+@pytest.mark.parametrize("layout", ["matlab", "coco", "cellpose", "qupath", "monuseg"])
+@pytest.mark.parametrize("below", ["overlay", "inner/.."])
+def test_what_the_folders_above_are_called_does_not_matter(layout: str, below: str, tmp_path: Path) -> None:
+    (tmp_path / "inner").mkdir()
+    root = tmp_path / below / "set"
+    root.mkdir(parents=True)
+    WRITERS[layout](root, [TILE, TILE])
+    tiles = open_tiles(root)
+    assert len(tiles) == 2
+    assert same_nuclei(tiles[0].read().labels, TILE.labels)
+
+
 def test_coco_memory_does_not_hold_the_annotations(tmp_path: Path) -> None:
     coco(tmp_path, [annotation([np.ravel(square(2, 2, 4)).tolist() * 50]) for _ in range(200)])
     assert len(pickle.dumps(open_tiles(tmp_path)[0])) < 200 * 16 + 1000
@@ -200,6 +212,8 @@ def test_qupaths_annotations_are_nuclei_where_nothing_else_is(tmp_path: Path) ->
             "object 1: coordinates that make no",
         ),
         ([feature({"type": "Polygon", "coordinates": 3})], "object 1: coordinates that make no Polygon"),
+        ([{**feature(None), "geometry": [1, 2]}], "object 1: coordinates that make no geometry"),
+        ([{**feature(None), "geometry": "x"}], "object 1: coordinates that make no geometry"),
     ],
 )
 def test_bad_geojson_is_named(tmp_path: Path, content: Any, told: str) -> None:

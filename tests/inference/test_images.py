@@ -54,6 +54,7 @@ class Prediction:
         self.inputs, self.out = inputs, out
         self.predictor = FakePredictor()
         self.loaded = 0
+        self.engine = LocalEngine()
 
     def load(self) -> Any:
         self.loaded += 1
@@ -69,7 +70,7 @@ class Prediction:
         made_by = made_by or {"adapter": {"sha": "a"}, "precision": "no"}
         how = How(made_by, self.load, formats, EvaluateSettings(), **more)
         with open_outputs(self.out) as folder:
-            return predict_images(find_images([self.inputs]), folder, how, engine=LocalEngine(), progress=progress)
+            return predict_images(find_images([self.inputs]), folder, how, engine=self.engine, progress=progress)
 
 
 def spots(count: int, height: int = 40, width: int = 60) -> np.ndarray:
@@ -186,6 +187,17 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(hashes, "hash_file", hash_file)
     monkeypatch.setattr(hashes, "_GRAIN_NS", -(10**18))
     return names
+
+
+def test_a_stop_is_heeded_while_files_are_hashed(prediction: Prediction, hashed: list[str]) -> None:
+    def stop() -> None:
+        if hashed:
+            raise KeyboardInterrupt
+
+    prediction.engine = LocalEngine(stop)
+    with pytest.raises(KeyboardInterrupt):
+        prediction()
+    assert hashed == ["im 0.png"]
 
 
 def test_an_unchanged_file_is_not_hashed_again(prediction: Prediction, hashed: list[str]) -> None:

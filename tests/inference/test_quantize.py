@@ -136,6 +136,12 @@ def test_windows_of_a_slide_are_of_its_tissue_at_the_adapters_scale(tmp_path: Pa
     assert np.mean([window[..., 1].mean() < 200 for window in calibrating + checking]) > 0.6
 
 
+def test_slides_without_tissue_are_told(tmp_path: Path) -> None:
+    glass = write_slide(tmp_path / "slide.tif", np.full((600, 600, 3), 245, np.uint8), 1.0)
+    with pytest.raises(NucloraError, match="no tissue in these slides"):
+        _draw_windows([glass], SpotPredictor(64), 1.0)
+
+
 def test_all_images_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_bytes(b"no image")

@@ -50,6 +50,17 @@ def test_a_nucleus_between_the_pixels_is_left_out_and_the_rest_is_numbered_anew(
     np.testing.assert_array_equal(kept, np.array([0.2, 0.3], np.float32))
 
 
+def test_a_nucleus_whose_neck_falls_between_the_pixels_stays_in_one_piece() -> None:
+    labels = np.zeros((40, 40), np.int32)
+    labels[10:20, 5:13] = labels[10:20, 21:31] = labels[14, 13:21] = 1
+    labels[30:34, 30:34] = 2
+    back, kept = labels_back(labels, np.array([0.9, 0.8], np.float32), (20, 20), 0.5)
+    expected = np.zeros((20, 20), np.int32)
+    expected[5:10, 10:15], expected[15:17, 15:17] = 1, 2
+    np.testing.assert_array_equal(back, expected)
+    np.testing.assert_array_equal(kept, np.array([0.9, 0.8], np.float32))
+
+
 class DarkPredictor(SpotPredictor):
     """What is dark is a nucleus; remembers the shapes that it saw."""
 

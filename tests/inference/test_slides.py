@@ -27,6 +27,7 @@ from nuclora.inference.outputs import FORMATS, open_outputs
 from nuclora.inference.parts import Parts
 from nuclora.io import zarr as of_zarr
 from nuclora.io.labels import read_labels
+from nuclora.io.slides import TiffSlide
 from nuclora.io.zarr import Grid, write_zarr
 from slide_makers import write_slide
 from spots import SETTINGS, SpotPredictor, spots
@@ -284,6 +285,35 @@ def test_a_slide_of_glass_has_outputs_without_nuclei(tmp_path: Path) -> None:
     header = (tmp_path / "out" / "slide.csv").read_text("utf-8").splitlines()
     assert len(header) == 1
     assert header[0].startswith("label,centroid_x,centroid_y,area_px,perimeter_px,area_um2")
+
+
+def test_features_lie_where_qupath_looks_for_them(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """QuPath shows of a slide what was scanned, and counts pixels from there."""
+    predict(slide, tmp_path / "whole")
+    monkeypatch.setattr(TiffSlide, "scanned", (30, 20), raising=False)
+    predict(slide, tmp_path / "part")
+    found = outputs(tmp_path / "part")
+    rings, shifted = (
+        [np.array(one["geometry"]["coordinates"][0]) for one in json.loads(text)["features"]]
+        for text in (outputs(tmp_path / "whole")["slide.geojson"], found["slide.geojson"])
+    )
+    assert len(rings) == len(shifted) > 10
+    for ring, other in zip(rings, shifted, strict=True):
+        np.testing.assert_allclose(other, ring - [30, 20])
+    # All else is in pixels of level 0.
+    assert found["slide.csv"] == outputs(tmp_path / "whole")["slide.csv"]
+    assert found["slide.coco.json"] == outputs(tmp_path / "whole")["slide.coco.json"]
+
+
+def test_parts_whose_note_a_kill_left_out_are_begun_anew(slide: Path, tmp_path: Path) -> None:
+    (tmp_path / "out" / "slide.parts").mkdir(parents=True)
+    (tmp_path / "out" / "slide.parts" / ".made-from.json.0123abcd.tmp").write_text('{"half')
+    (tmp_path / "out" / ".slide.labels.tif.0123abcd.tmp").write_bytes(b"half a label map")
+    predict(slide, tmp_path / "out")
+    predict(slide, tmp_path / "unbroken")
+    assert outputs(tmp_path / "out") == outputs(tmp_path / "unbroken")
+    left, expected = (sorted(path.name for path in (tmp_path / out).iterdir()) for out in ("out", "unbroken"))
+    assert left == expected
 
 
 def test_slides_that_cannot_be_read_do_not_stop_the_others(image: np.ndarray, tmp_path: Path) -> None:

@@ -135,6 +135,7 @@ def test_results_are_not_put_among_other_files(labelled_tiles: TileSet, tiny_sam
             settings={NO_FOLD: SETTINGS},
             weights=tiny_sam_folder,
         )
+    assert not (labelled_tiles.root / ".lock").exists()
 
 
 def test_the_command(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path) -> None:

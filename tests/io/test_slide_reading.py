@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -261,6 +262,64 @@ def test_what_is_transparent_is_glass(tmp_path: Path, monkeypatch: pytest.Monkey
     assert (pixels[:, 4:10] == 55).all()
     # Two fifths of it, on white.
     assert (pixels[:, :4] == 175).all()
+
+
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha", "unspecified"])
+def test_what_is_transparent_in_a_tiff_is_glass(kind: str, tmp_path: Path) -> None:
+    pixels = np.full((64, 64, 4), 55, np.uint8)
+    pixels[..., 3], pixels[:, 32:, 3] = 255, 102
+    if kind == "assocalpha":
+        pixels[:, 32:, :3] = 22
+    write_slide(tmp_path / "slide.tif", pixels, 0.5, extrasamples=[kind])
+    with TiffSlide(tmp_path / "slide.tif", None) as slide:
+        seen = slide.read(0, 0, 64, 64)
+    assert seen.shape == (64, 64, 3)
+    assert (seen[:, :32] == 55).all()
+    # Two fifths of it, on white; a fourth channel of another meaning says nothing.
+    assert (seen[:, 32:] == (55 if kind == "unspecified" else 175)).all()
+
+
+@pytest.mark.parametrize(
+    ("bounds", "scanned"),
+    [
+        ({"x": "1000", "y": "2000", "width": "500", "height": "400"}, (1000, 2000)),
+        ({"x": "1000", "y": "2000"}, (0, 0)),
+        ({"x": "1000", "y": "2000", "width": "500", "height": "wide"}, (0, 0)),
+        ({}, (0, 0)),
+    ],
+)
+def test_where_the_scan_begins(bounds: dict[str, str], scanned: tuple[int, int]) -> None:
+    class Opened:
+        level_dimensions = ((4000, 4000),)
+
+        def __init__(self, path: str) -> None:
+            self.properties = {f"openslide.bounds-{name}": value for name, value in bounds.items()}
+
+    library = ModuleType("openslide")
+    vars(library).update(OpenSlide=Opened, OpenSlideError=OSError, PROPERTY_NAME_QUICKHASH1="openslide.quickhash-1")
+    assert OpenSlideSlide(library, Path("slide.mrxs"), None).scanned == scanned
+
+
+def test_a_tiff_damaged_anywhere_is_told_by_name(image: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "slide.tif"
+    # Strips, so that most of a small file is tags.
+    tifffile.imwrite(path, image[:8, :8], photometric="rgb", resolution=(20000, 20000), resolutionunit="CENTIMETER")
+    sound = path.read_bytes()
+    generator = np.random.default_rng(0)
+    told = []
+    for _ in range(1500):
+        content = bytearray(sound)
+        for place in generator.integers(0, len(content) - 192, 3):
+            content[place] = generator.choice([0, 1, 255, generator.integers(256)])
+        path.write_bytes(content)
+        assert is_slide(path, 10**9) in (False, True)
+        try:
+            with TiffSlide(path, None) as slide:
+                slide.read(0, 0, 8, 8)
+        except NucloraError as error:
+            told.append(error.path)
+    assert 100 < len(told) < 1500
+    assert set(told) == {path}
 
 
 @pytest.mark.parametrize(

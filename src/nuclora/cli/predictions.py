@@ -17,6 +17,7 @@ from rich.text import Text
 
 from nuclora.allocator import keep_freed_memory
 from nuclora.cli.progress import LineMonitor, ProgressMonitor
+from nuclora.inference.engine import Engine, LocalEngine
 from nuclora.inference.images import Outcome
 from nuclora.inference.outputs import Row
 from nuclora.scale.cluster import connect
@@ -71,14 +72,18 @@ def _predict(work: Callable[..., Outcome], ray_worker_cpus: int | None) -> Outco
         cluster = stack.enter_context(connect(ray_worker_cpus)) if ray_worker_cpus is not None else None
         # After Ray, which has a handler of its own.
         interrupt = stack.enter_context(Interrupt())
-        engine = stack.enter_context(contextlib.closing(RayEngine(cluster, interrupt.check))) if cluster else None
+        engine: Engine = LocalEngine(interrupt.check)
+        if cluster:
+            engine = stack.enter_context(contextlib.closing(RayEngine(cluster, interrupt.check)))
         return work(progress=progress, block_progress=block_progress, engine=engine)
 
 
 def _print_table(console: Console, outcome: Outcome) -> None:
     """A row an image, named by what tells it from the others: its path below the folder that holds them all."""
     rows = outcome.rows
-    folder = os.path.commonpath([Path(row.image).absolute().parent for row in rows])
+    paths = [Path(row.image).absolute() for row in rows]
+    # Windows has no folder that holds two drives.
+    folder = os.path.commonpath([path.parent for path in paths]) if len({path.drive for path in paths}) == 1 else None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_footer=len(rows) > 1)
     table.add_column("image", "all", overflow="fold")
     table.add_column("pixels", justify="right", no_wrap=True)
@@ -88,7 +93,8 @@ def _print_table(console: Console, outcome: Outcome) -> None:
     for row in rows[:_ROWS_SHOWN]:
         area = "" if row.mean_area_px is None else f"{row.mean_area_px:,.0f} px"
         seconds = "kept" if row.image in outcome.kept else f"{row.seconds:.1f}"
-        name = Path(row.image).absolute().relative_to(folder)
+        name = Path(row.image).absolute()
+        name = name.relative_to(folder) if folder else name
         table.add_row(Text(str(name)), f"{row.width} x {row.height}", f"{row.nuclei:,}", area, seconds)
     console.print(table)
     if len(rows) > _ROWS_SHOWN:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from nuclora.data import list_tiles
+from nuclora.data.ids import renumber_far
 from nuclora.data.tiles import Sample, Tile, counted
 from nuclora.errors import NucloraError
 
@@ -160,7 +161,7 @@ def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
     if sample.ignore.any():
         findings.ignoring.append(tile.name)
         findings.ignored_pixels += int(sample.ignore.sum())
-    labels, has_gaps = _renumber_far_ids(sample.labels)
+    labels, far = renumber_far(sample.labels)
     areas = np.bincount(labels.ravel())[1:]
     present = areas > 0
     findings.areas[tile.group].append(areas[present])
@@ -168,7 +169,7 @@ def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
         mend = "label its nuclei, or leave it as it is if the tile has none"
         reason = findings.told(tile, tile.labels, "all-zero labels: no nucleus")
         return [Fault(str(tile.labels), reason, mend, spoils=False)]
-    if has_gaps or not present.all():
+    if far is not None or not present.all():
         findings.gaps.append(tile.name)
     if areas.max() > labels.size // 2:
         findings.dominated.append(tile.name)
@@ -188,14 +189,6 @@ def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
             )
         ]
     return []
-
-
-def _renumber_far_ids(labels: NDArray[np.int32]) -> tuple[NDArray[np.int32], bool]:
-    # Tables by id would be as long as the largest id, which may be any number.
-    if labels.max(initial=0) <= labels.size:
-        return labels, False
-    ids = np.unique(labels)
-    return np.searchsorted(ids[ids > 0], labels, side="right").astype(np.int32), True
 
 
 def count_components(labels: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -142,8 +142,9 @@ def _find(name: str, path: Path, root: Path) -> Path | None:
     above = path.parent.parent if path.parent != root else root
     for folder in (path.parent, path.parent / "images", above, above / "images", above / split, root, root / "images"):
         image = Path(os.path.normpath(folder / name))
-        if image.is_file() and image.is_relative_to(root):
-            return image
+        inside = Path(os.path.normpath(root))
+        if image.is_file() and image.is_relative_to(inside):
+            return root / image.relative_to(inside)
     return None
 
 

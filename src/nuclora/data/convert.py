@@ -22,16 +22,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nuclora.data import folder, nuinsseg
-from nuclora.data.folds import FoldRow, FoldTable
+from nuclora.data.folds import FoldRow, FoldTable, are_folds
 from nuclora.data.tiles import NO_GROUP, Tile, TileSet
 from nuclora.errors import NucloraError
-from nuclora.files import disk_errors, hold, write_atomic
+from nuclora.files import disk_errors, hold, remove_torn, write_atomic
 
 MARKER = ".nuclora-convert.json"
 FOLDS = "folds.csv"
 
-# What `write_atomic` leaves where it is killed.
-_TORN = re.compile(r"\..+\.(?:png|tif)\.[a-z0-9_]{8}")
 _UNFIT = re.compile(r'[<>:"|?*\\\x00-\x1f]')
 
 
@@ -78,7 +76,8 @@ def convert_data(
                 written += 1
             if progress is not None:
                 progress(done, len(tiles))
-        if all(tile.fold is not None for tile in tiles):
+        # Of a part of a data set the folds make no table.
+        if all(tile.fold is not None for tile in tiles) and are_folds({tile.fold for tile in tiles if tile.fold}):
             rows = (
                 FoldRow(place.name, place.name.split("/")[0] if "/" in place.name else NO_GROUP, tile.fold or 0)
                 for tile, place in zip(tiles, places, strict=True)
@@ -166,9 +165,7 @@ def _claim(tiles: TileSet, dest: Path, to: str) -> None:
                 path=dest,
                 mend="name a new folder",
             )
-        with disk_errors(dest):
-            for path in [path for path in dest.rglob(".*") if _TORN.fullmatch(path.name)]:
-                path.unlink()
+        remove_torn(dest, deep=True)
     elif any(entry.name != ".lock" and not entry.name.startswith(f".{MARKER}") for entry in dest.iterdir()):
         raise NucloraError("exists and is not an empty folder", path=dest, mend="name a new folder")
     else:

@@ -60,12 +60,15 @@ def unpack_zip(archive: Path, dest: Path, *, max_bytes: int, max_files: int, pro
                 )
             with disk_errors(dest):
                 dest.parent.mkdir(parents=True, exist_ok=True)
-                temporary = Path(tempfile.mkdtemp(dir=dest.parent, prefix=f".{dest.name}."))
+                # One name, so that what a kill leaves goes with the next try.
+                temporary = dest.with_name(f".{dest.name}.scratch")
+                if temporary.exists():
+                    shutil.rmtree(temporary)
+                temporary.mkdir()
             try:
                 require_space(dest.parent, total)
                 _extract(source, entries, temporary, total, progress)
                 with disk_errors(dest):
-                    temporary.chmod(0o755)
                     temporary.replace(dest)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)

@@ -34,7 +34,11 @@ def walk(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
 
 def find_images(root: Path, suffixes: Collection[str]) -> list[Path]:
     """Images under a folder, but for those in folders of overlays."""
-    return [path for path in walk(root, suffixes) if not _OVERLAYS & {part.lower() for part in path.parent.parts}]
+    return [
+        path
+        for path in walk(root, suffixes)
+        if not _OVERLAYS & {part.lower() for part in path.relative_to(root).parent.parts}
+    ]
 
 
 def tile_name(image: Path, root: Path) -> str:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-Labels = NDArray[np.integer]
+from nuclora.data.ids import Labels, renumber_far
+
 Slices = tuple[slice, slice]
 
 
@@ -110,12 +111,7 @@ def label_regions(labels: Labels) -> Iterator[tuple[int, Slices]]:
     Args:
         labels: Label map, (H, W), 0 background; ids may have gaps and be as large as int32 goes.
     """
-    ids = None
-    if labels.max(initial=0) > labels.size:
-        # find_objects makes a list as long as the largest id.
-        ids = np.unique(labels)
-        ids = ids[ids > 0]
-        labels = np.searchsorted(ids, labels, side="right")
+    labels, ids = renumber_far(labels)
     # find_objects takes int32 and int64 only; wider ids than int32 are not label maps of ours.
     for number, region in enumerate(ndimage.find_objects(labels.astype(np.int32, copy=False)), start=1):
         if region is not None:

@@ -86,7 +86,8 @@ class GeoJsonObjects(Files):
             try:
                 pixels = _pixels(geometry, shape)
             except (ValueError, TypeError, KeyError, AttributeError) as error:
-                told = f"object {number}: coordinates that make no {(geometry or {}).get('type')}"
+                drawn = geometry.get("type") if isinstance(geometry, dict) else "geometry"
+                told = f"object {number}: coordinates that make no {drawn}"
                 raise NucloraError(told, path=tile.labels, mend=_MEND) from error
             if pixels is not None:
                 (unknown if ignored else nuclei).append(pixels)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
+from nuclora.data.ids import Labels, renumber_far
 from nuclora.errors import NucloraError
 
 MAPS = ("foreground", "contact", "distance", "offset_y", "offset_x")
@@ -17,7 +18,6 @@ OFFSETS = slice(3, 5)
 STRIDE = 2
 
 Floats = NDArray[np.float32]
-Labels = NDArray[np.int32]
 Box = tuple[slice, slice]
 
 # Pixels each way: 5 x 5 reaches over the gap of a few pixels that annotators leave between nuclei that touch.
@@ -46,7 +46,7 @@ def dense_targets(labels: Labels, stride: int = STRIDE) -> Floats:
     Raises:
         NucloraError: Labels that are not a plane of integers, or a stride below 1.
     """
-    _require_labels(labels, stride)
+    labels = _checked(labels, stride)
     height, width = labels.shape
     distance = np.zeros((height, width), dtype=np.float32)
     offsets = np.zeros((2, height, width), dtype=np.float32)
@@ -88,7 +88,7 @@ def pixel_weights(labels: Labels, contact_weight: float, small_weight: float, st
     Raises:
         NucloraError: As :func:`dense_targets`.
     """
-    _require_labels(labels, stride)
+    labels = _checked(labels, stride)
     areas = np.bincount(labels.ravel())
     areas[0] = 0
     present = areas > 0
@@ -168,10 +168,12 @@ def _cell_pixels(plane: NDArray[Any], stride: int) -> list[NDArray[Any]]:
     return [plane[row::stride, column::stride] for row in range(stride) for column in range(stride)]
 
 
-def _require_labels(labels: Labels, stride: int) -> None:
+def _checked(labels: Labels, stride: int) -> Labels:
+    """Labels that tables by id can be made of."""
     if labels.ndim != 2 or not labels.size or not np.issubdtype(labels.dtype, np.integer):
         raise NucloraError(f"labels must be integers (H, W), not {labels.dtype} {labels.shape}")
     if labels.min() < 0:
         raise NucloraError("labels must not be negative")
     if stride < 1:
         raise NucloraError(f"the stride must be 1 or more, not {stride}")
+    return renumber_far(labels)[0]

@@ -40,13 +40,21 @@ class Engine(Protocol):
 
 
 class LocalEngine:
-    """One image after the other, in this process."""
+    """One image after the other, in this process.
+
+    Args:
+        check: Called before each image is looked at; raises where the work is to stop.
+    """
+
+    def __init__(self, check: Callable[[], None] = lambda: None) -> None:
+        self._check = check
 
     def find_jobs(
         self, images: Sequence[ImageFile], folder: OutputFolder, how: How, failures: list[NucloraError]
     ) -> list[Job]:
         jobs = []
         for image in images:
+            self._check()
             sha256 = None if how.overwrite else folder.hashes.recall(image.path)
             if sha256 is None:
                 hashed = read_hash(image.path)

@@ -88,7 +88,7 @@ def masks_to_labels(
         wins = (logits > MASK_THRESHOLD) & (value > best[region])
         best[region][wins] = value[wins]
         labels[region][wins] = index
-    return _relabel(_largest_components(labels), min_size)
+    return _relabel(largest_components(labels), min_size)
 
 
 def _extent(present: NDArray[np.bool_]) -> tuple[int, int]:
@@ -119,7 +119,12 @@ def _axis(start: int, length: int, cells: int, pixels: int) -> tuple[int, Axis]:
     return first_pixel, (low - start, high - start, (position - low).astype(np.float32))
 
 
-def _largest_components(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+def largest_components(labels: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Each label's largest part whose pixels touch by their sides; of equal ones the first in reading order.
+
+    Args:
+        labels: int32 (H, W), 0 background.
+    """
     from skimage.measure import label
 
     components, count = label(labels, background=0, connectivity=1, return_num=True)

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from nuclora.errors import NucloraError
-from nuclora.files import AppendLog, disk_errors, hold
+from nuclora.files import AppendLog, disk_errors, hold, remove_torn
 from nuclora.inference.hashes import KnownHashes
 from nuclora.inference.image_files import ImageFile
 from nuclora.io.tables import write_rows
@@ -105,6 +105,7 @@ def open_outputs(root: Path) -> Iterator[OutputFolder]:
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     with hold(root, "folder"):
+        remove_torn(root)
         yield OutputFolder(root)
 
 

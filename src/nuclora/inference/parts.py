@@ -47,6 +47,9 @@ class Parts:
         note = root / _MADE_FROM
         if note.is_file() and note.read_text("utf-8") == self._note:
             return
+        if not note.exists() and not self.indices():
+            # A kill came between the folder and its note, or before the last of it was removed.
+            return
         if not overwrite:
             raise NucloraError(
                 f"there is unfinished work that was made differently: {self._differing(note)}",
@@ -155,4 +158,7 @@ def remove_parts(root: Path) -> None:
     """
     if root.exists():
         with disk_errors(root):
+            # Parts first: what a kill leaves of a folder is parts with their note, or nothing that counts.
+            for path in root.glob("*.npz"):
+                path.unlink()
             shutil.rmtree(root)

@@ -154,6 +154,9 @@ def _draw_windows(
         first, *others = failures
         reason = first.reason + (f"; nor can {', '.join(str(other.path) for other in others)}" if others else "")
         raise NucloraError(reason, path=first.path, mend=first.mend)
+    groups = [windows for windows in groups if windows]
+    if not groups:
+        raise NucloraError("no tissue in these slides", mend="name slides or images with tissue")
     if len(groups) > 1:
         checked = min(CHECKED, len(groups) // 2)
         return _in_turn(groups[checked:], CALIBRATED), _in_turn(groups[:checked], CHECKED), True

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from nuclora.data.images import MAX_PIXELS
 from nuclora.errors import NucloraError
+from nuclora.inference.merge import largest_components
 from nuclora.io.pyramid import Level, Pixels, Slide
 
 # Half a percent of a nucleus is nothing that resampling would not spoil more.
@@ -76,13 +77,16 @@ def labels_back(
 
     Returns:
         Labels of the image, int32 (H, W), 1..m, each pixel's that of the nearest pixel; and their scores. A nucleus
-        that falls between the image's pixels is left out.
+        that falls between the image's pixels is left out, and of one that falls apart all but its largest part.
     """
     rows, columns = (
         np.minimum((np.arange(length) + 0.5) / scale, of_labels - 1).astype(np.int64)
         for length, of_labels in zip(shape, labels.shape, strict=True)
     )
     back = labels[rows[:, None], columns]
+    if scale < 1:
+        # Between the pixels that are left a neck may be lost.
+        back = largest_components(back)
     kept = np.bincount(back.ravel(), minlength=len(scores) + 1) > 0
     kept[0] = False
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)

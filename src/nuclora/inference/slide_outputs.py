@@ -76,14 +76,19 @@ def _nothing() -> dict[str, NDArray[Any]]:
 
 
 def write_nuclei(path: Path, canvas: Canvas, parts: Parts) -> None:
-    """Write all nuclei as GeoJSON, in pixels of level 0.
+    """Write all nuclei as GeoJSON, in the pixels that QuPath counts: of level 0, from where the scan begins.
 
     Args:
         path: The file.
         canvas: Where they lie.
         parts: All parts of the slide.
     """
-    write_features(path, (feature(*nucleus, canvas.microns_per_pixel) for nucleus in _nuclei(parts)))
+    corner = np.array(canvas.slide.scanned)
+    found = (
+        feature(label, [ring - corner for ring in rings], score, area, canvas.microns_per_pixel)
+        for label, rings, score, area in _nuclei(parts)
+    )
+    write_features(path, found)
 
 
 def write_annotations(path: Path, canvas: Canvas, parts: Parts) -> None:

@@ -12,7 +12,7 @@ from nuclora.data.folds import ALL_TILES
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation
-from nuclora.files import hold, write_atomic
+from nuclora.files import disk_errors, hold, remove_torn, write_atomic
 from nuclora.inference.evaluate import Progress, evaluate_tiles
 from nuclora.inference.loading import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
@@ -26,6 +26,7 @@ from nuclora.recipe import EvaluateSettings
 from nuclora.run import Run
 
 _FILES = {"adapter": WEIGHTS, "dense_decoder": DENSE_WEIGHTS}
+_NOTE = "evaluation.json"
 NO_FOLD = 0
 """Fold of tiles that were not dealt into folds."""
 
@@ -131,9 +132,13 @@ def evaluate_source(
         "precision": precision,
         "input_size": input_size,
     }
-    _claim(out, made_from)
-    evaluations = {protocol: Evaluation(out / protocol) for protocol in protocols}
+    # Before a lock is put among files that are not ours.
+    _refuse_others(out)
+    with disk_errors(out):
+        out.mkdir(parents=True, exist_ok=True)
     with hold(out, "evaluation"):
+        _claim(out, made_from)
+        evaluations = {protocol: Evaluation(out / protocol) for protocol in protocols}
         for fold, model in source.models.items():
             predictor = load_model(model, weights=weights, precision=precision, input_size=input_size)
             mine = [tile for tile in tiles if source.fold_of[tile.name] == fold]
@@ -159,12 +164,22 @@ def _identity(model: str | Path, weights: Path | None) -> dict[str, str]:
     return {"base": model, "base_sha256": sha256_of(find_weights(model, weights))}
 
 
+def _refuse_others(out: Path) -> None:
+    if not out.exists() or (out / _NOTE).exists():
+        return
+    # A kill may have come in the middle of the note.
+    if not out.is_dir() or any(
+        entry.name != ".lock" and not entry.name.startswith(f".{_NOTE}") for entry in out.iterdir()
+    ):
+        raise NucloraError("neither empty nor an evaluation", path=out, mend="name a new folder with -o")
+
+
 def _claim(out: Path, made_from: dict[str, Any]) -> None:
     """Note what the results in `out` are made from, or see that those there are made from the same."""
-    note = out / "evaluation.json"
+    note = out / _NOTE
+    remove_torn(out)
     if not note.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise NucloraError("neither empty nor an evaluation", path=out, mend="name a new folder with -o")
+        _refuse_others(out)
         write_atomic(note, json.dumps(made_from, indent=2) + "\n")
         return
     try:

@@ -51,7 +51,11 @@ class Slide(abc.ABC):
         levels: Its levels, the finest first.
         microns_per_pixel: Of level 0, where known.
         identity: What tells it from another slide where its pixels lie in more files than `path`; else empty.
+        scanned: Column and row of level 0 where what was scanned begins. Viewers that show only that (QuPath) count
+            pixels from there.
     """
+
+    scanned: tuple[int, int] = (0, 0)
 
     def __init__(self, path: Path, levels: list[Level], microns_per_pixel: float | None, identity: str = "") -> None:
         self.path = path

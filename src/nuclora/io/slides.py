@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import struct
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Final
@@ -26,7 +26,6 @@ _GRID = 512
 # Pixels of a strip or tile that are decoded at once.
 _LARGEST_SEGMENT = 1 << 26
 _JPEG = frozenset({6, 7, 33007, 34892})
-_NO_TIFF = (OSError, ValueError, IndexError, KeyError, struct.error, tifffile.TiffFileError)
 
 
 def is_slide(path: Path, pixels: int) -> bool:
@@ -38,8 +37,10 @@ def is_slide(path: Path, pixels: int) -> bool:
         with tifffile.TiffFile(path) as tiff:
             first = tiff.series[0].levels
             return len(first) > 1 or int(first[0].keyframe.imagewidth) * int(first[0].keyframe.imagelength) > pixels
-    except _NO_TIFF:
-        # Read as an image it is refused by name.
+    except MemoryError:
+        raise
+    except Exception:
+        # A damaged TIFF makes tifffile raise nearly anything. Read as an image it is refused by name.
         return False
 
 
@@ -95,6 +96,7 @@ class OpenSlideSlide(Slide):
         levels = [Level(width, height) for width, height in self._slide.level_dimensions]
         identity = properties.get(library.PROPERTY_NAME_QUICKHASH1, "")
         super().__init__(path, levels, microns_per_pixel or of_openslide(properties), identity)
+        self.scanned = _scanned(properties)
 
     def close(self) -> None:
         self._slide.close()
@@ -114,11 +116,25 @@ class OpenSlideSlide(Slide):
         downsample = self._slide.level_downsamples[level]
         place = round(left * downsample), round(top * downsample)
         seen = np.asarray(self._slide.read_region(place, level, (width, height)))
-        opaque = seen[..., 3:]
-        if opaque.min() == 255:
-            return np.ascontiguousarray(seen[..., :3])
-        covered = opaque / np.float32(255)
-        return np.rint(seen[..., :3] * covered + GLASS * (1 - covered)).astype(np.uint8)
+        return _on_glass(seen)
+
+
+def _scanned(properties: Mapping[str, str]) -> tuple[int, int]:
+    """Column and row of level 0 where what was scanned begins; 0, 0 where OpenSlide does not say all of its rectangle.
+
+    As QuPath's reader decides it.
+    """
+    bounds = [properties.get(f"openslide.bounds-{name}", "") for name in ("x", "y", "width", "height")]
+    return (int(bounds[0]), int(bounds[1])) if all(value.isdecimal() for value in bounds) else (0, 0)
+
+
+def _on_glass(seen: Pixels) -> Pixels:
+    """RGBA over the colour of glass: uint8 (height, width, 4) to (height, width, 3)."""
+    opaque = seen[..., 3:]
+    if opaque.min() == 255:
+        return np.ascontiguousarray(seen[..., :3])
+    covered = opaque / np.float32(255)
+    return np.rint(seen[..., :3] * covered + GLASS * (1 - covered)).astype(np.uint8)
 
 
 class TiffSlide(Slide):
@@ -131,13 +147,18 @@ class TiffSlide(Slide):
                 self._pages = [level.pages[0] for level in self._file.series[0].levels]
                 keyframes = [page.keyframe for page in self._pages]
                 known = microns_per_pixel or of_tiff(self._file)
-            except _NO_TIFF as error:
+                levels = [Level(int(page.imagewidth), int(page.imagelength)) for page in keyframes]
+                if min(min(level) for level in levels) < 1:
+                    raise ValueError("a level without pixels")
+                _require_rgb(self._file.series[0], path)
+            except (NucloraError, MemoryError):
+                raise
+            except Exception as error:
+                # A damaged TIFF makes tifffile raise nearly anything.
                 what = " ".join(str(error).split()) or type(error).__name__
                 raise NucloraError(
                     f"cannot be read as TIFF ({what[:160]})", path=path, mend="the file is damaged: get it again"
                 ) from error
-            _require_rgb(self._file.series[0], path)
-            levels = [Level(int(page.imagewidth), int(page.imagelength)) for page in keyframes]
             super().__init__(path, levels, known)
             stack.pop_all()
 
@@ -164,16 +185,27 @@ class TiffSlide(Slide):
         start, count = page.dataoffsets[index], page.databytecounts[index]
         if not count:
             return None
+        there = max(0, self._file.filehandle.size - start)
+        if there < count:
+            # Not read to find out: a damaged count may be more than the memory holds.
+            raise ValueError(f"cut short: {there} of {count} bytes of tile {index}")
         with self._file.filehandle.lock:
             self._file.filehandle.seek(start)
             data = self._file.filehandle.read(count)
-        if len(data) < count:
-            raise ValueError(f"cut short: {len(data)} of {count} bytes of tile {index}")
         options: dict[str, Any] = {"_fullsize": page.keyframe.is_tiled}
         if page.keyframe.compression in _JPEG:
             options |= {"jpegtables": page.jpegtables, "jpegheader": page.keyframe.jpegheader}
         decoded = page.keyframe.decode(data, index, **options)[0]
-        return None if decoded is None else np.asarray(decoded)[0, :, :, :3]
+        if decoded is None:
+            return None
+        found: Pixels = np.asarray(decoded)[0]
+        if tifffile.EXTRASAMPLE.UNASSALPHA in page.keyframe.extrasamples:
+            return _on_glass(found)
+        if tifffile.EXTRASAMPLE.ASSOCALPHA in page.keyframe.extrasamples:
+            # Colours that are multiplied by it already.
+            found = np.minimum(found + np.uint16(GLASS) - found[:, :, 3:], GLASS).astype(np.uint8)
+        rgb: Pixels = found[:, :, :3]
+        return rgb
 
 
 def _paste(pixels: Pixels, origin: tuple[int, int], part: Pixels, place: tuple[int, int]) -> None:
@@ -194,7 +226,7 @@ def _require_rgb(series: Any, path: Path) -> None:
     if key.samplesperpixel not in (3, 4) or not is_rgb or len(series.levels[0].pages) > 1:
         raise NucloraError(
             f"not an RGB slide: {key.samplesperpixel} channel(s) and {len(series.levels[0].pages)} page(s) of"
-            f" {key.photometric.name}",
+            f" {getattr(key.photometric, 'name', key.photometric)}",
             path=path,
             mend="convert it to 8-bit RGB",
         )
