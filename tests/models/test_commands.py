@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import typer
@@ -14,6 +15,8 @@ from typer.testing import CliRunner
 from nuclora.cli import weights
 from nuclora.cli.params import params
 from nuclora.errors import NucloraError
+from nuclora.recipe import AdapterSettings
+from nuclora.report.facts import PART_NAMES
 
 Invoke = Callable[..., Result]
 
@@ -52,6 +55,15 @@ def test_params_with_changes(invoke: Invoke, tiny_sam_folder: Path) -> None:
     assert custom["adapter"] == 2 * 16 * (32 + 96)
     with pytest.raises(NucloraError, match="no base is called"):
         invoke("params", "--base", "resnet")
+
+
+def test_params_of_parts_of_the_encoder(invoke: Invoke) -> None:
+    changes = ["--set", "adapter.train_parts=[neck,convolutions]", "--set", "adapter.targets=[qkv]"]
+    result = invoke("params", "--recipe", "nuclora", "--base", "lite_medsam", *changes)
+    assert "encoder convolutions" in result.stdout
+    parts = get_args(get_args(AdapterSettings.model_fields["train_parts"].annotation)[0])
+    # In the report's table too.
+    assert {*parts, "base", "adapter", "dense_decoder"} == set(PART_NAMES)
 
 
 def test_weights_list(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ _NAMES = {
     "mask_decoder": "  mask decoder",
     "prompt_encoder": "  prompt encoder",
     "neck": "  encoder neck",
+    "convolutions": "  encoder convolutions",
     "vision_encoder": "  encoder",
     "dense_decoder": "dense decoder",
 }

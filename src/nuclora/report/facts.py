@@ -24,6 +24,7 @@ PART_NAMES: Final = {
     "mask_decoder": "Mask decoder (of the base)",
     "prompt_encoder": "Prompt encoder (of the base)",
     "neck": "Neck of the image encoder (of the base)",
+    "convolutions": "Convolutions of the image encoder (of the base)",
     "vision_encoder": "Image encoder (of the base)",
 }
 
