@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from nuclora.data.check import check_data
 from nuclora.data.polygons import fill, paint
 from nuclora.data.rle import decode, runs_of
 from nuclora.errors import NucloraError
+from slide_makers import write_slide
 
 TILE = known(1)
 
@@ -163,6 +165,39 @@ def test_what_the_folders_above_are_called_does_not_matter(layout: str, below: s
     assert same_nuclei(tiles[0].read().labels, TILE.labels)
 
 
+def test_masks_of_cvat_are_no_crowds(tmp_path: Path) -> None:
+    """CVAT and Datumaro call every mask a crowd."""
+    lengths = {"size": list(SHAPE), "counts": run_lengths(np.arange(SHAPE[0] * SHAPE[1]).reshape(SHAPE) < 30)}
+    attributes = {"attributes": {"occluded": False}}
+    coco(tmp_path, [annotation(lengths, iscrowd=1, **attributes), annotation([[9, 9, 14, 9, 14, 14, 9, 14]], id=6)])
+    sample = open_tiles(tmp_path)[0].read()
+    assert np.bincount(sample.labels.ravel())[1:].tolist() == [30, 25]
+    assert sample.ignore is None or not sample.ignore.any()
+
+
+@pytest.mark.parametrize(
+    ("image", "named"),
+    [
+        ("images/default/a.png", "a.png"),
+        ("default/images/a.png", "a.png"),
+        ("default/a.png", "a.png"),
+        ("images/b/a.png", "b\\a.png"),
+    ],
+)
+def test_images_of_coco_are_found_where_tools_put_them(image: str, named: str, tmp_path: Path) -> None:
+    source = coco(tmp_path / "source", [annotation([[9, 9, 14, 9, 14, 14, 9, 14]])], file_name=named)
+    for path, place in ((source, "annotations/instances_default.json"), (source.with_name("a.png"), image)):
+        (tmp_path / "data" / place).parent.mkdir(parents=True, exist_ok=True)
+        path.rename(tmp_path / "data" / place)
+    assert open_tiles(tmp_path / "data")[0].read().labels.sum() == 25
+
+
+def test_coco_may_begin_with_its_type(tmp_path: Path) -> None:
+    path = coco(tmp_path, [annotation([[9, 9, 14, 9, 14, 14, 9, 14]])])
+    path.write_text('{"type": "instances", ' + path.read_text()[1:])
+    assert open_tiles(tmp_path)[0].read().labels.sum() == 25
+
+
 def test_coco_memory_does_not_hold_the_annotations(tmp_path: Path) -> None:
     coco(tmp_path, [annotation([np.ravel(square(2, 2, 4)).tolist() * 50]) for _ in range(200)])
     assert len(pickle.dumps(open_tiles(tmp_path)[0])) < 200 * 16 + 1000
@@ -191,6 +226,28 @@ def test_of_qupaths_cells_the_nucleus_is_taken_and_ignored_classes_are_ignored(t
     assert sorted(np.bincount(sample.labels.ravel())[1:].tolist()) == [25, 32]
     assert sample.ignore.sum() == 100
     assert sample.ignore[20:30, 40:50].all()
+
+
+def test_what_is_drawn_by_hand_in_qupath_is_told_by_its_class(tmp_path: Path) -> None:
+    found = feature(polygon(square(0, 0, 5)), "detection")
+    drawn = feature(polygon(square(10, 10, 6)), "annotation")
+    drawn["properties"]["classification"] = {"name": "Nucleus", "color": [1, 2, 3]}
+    region = feature(polygon(square(0, 0, 30)), "annotation")
+    region["properties"]["classification"] = {"name": "Tumor"}
+    vague = feature(polygon(square(20, 20, 4)), "annotation")
+    vague["properties"]["classification"] = "Ignore*"
+    geojson(tmp_path, [found, drawn, region, vague])
+    sample = open_tiles(tmp_path)[0].read()
+    assert sorted(np.bincount(sample.labels.ravel())[1:].tolist()) == [25, 36]
+    assert sample.ignore.sum() == 16
+
+
+@pytest.mark.parametrize("name", ["a.geojson", "a.ome.geojson", "a.ome.tif.geojson"])
+def test_an_ome_tiff_is_one_suffix_for_qupath(name: str, tmp_path: Path) -> None:
+    geojson(tmp_path / "source", [feature(polygon(square(0, 0, 5)), "detection")]).rename(tmp_path / name)
+    tif(tmp_path / "a.ome.tif", TILE.image)
+    shutil.rmtree(tmp_path / "source")
+    assert open_tiles(tmp_path)[0].read().labels.sum() == 25
 
 
 def test_qupaths_annotations_are_nuclei_where_nothing_else_is(tmp_path: Path) -> None:
@@ -242,6 +299,21 @@ def test_aperio_layers_of_ambiguous_nuclei_are_ignored(tmp_path: Path) -> None:
     sample = tile.read()
     np.testing.assert_array_equal(sample.labels, labels * (labels == 1))
     np.testing.assert_array_equal(sample.ignore, labels == 2)
+
+
+def test_an_image_of_monusac_may_be_a_slide_alone(tmp_path: Path) -> None:
+    for name in ("TCGA-AA_1", "TCGA-AA_2"):
+        (tmp_path / f"{name}.xml").write_text(aperio(TILE.labels))
+    tif(tmp_path / "TCGA-AA_1.tif", TILE.image)
+    # Beside each TIFF lies the slide that it was cut from.
+    (tmp_path / "TCGA-AA_1.svs").write_bytes(b"not looked at")
+    pytest.importorskip("openslide")
+    write_slide(tmp_path / "slide.tif", TILE.image, levels=1).rename(tmp_path / "TCGA-AA_2.svs")
+    tiles = open_tiles(tmp_path)
+    assert [tile.image.name for tile in tiles] == ["TCGA-AA_1.tif", "TCGA-AA_2.svs"]
+    for tile in tiles:
+        assert np.array_equal(tile.read().image, TILE.image)
+        assert same_nuclei(tile.read().labels, TILE.labels)
 
 
 def test_aperio_files_with_broken_vertices_or_entities_are_named(tmp_path: Path) -> None:
@@ -312,6 +384,19 @@ def test_equal_names_in_train_and_test_are_told_apart_by_their_folders(tmp_path:
         open_tiles(tmp_path)
 
 
+def test_of_cellposes_outputs_the_masks_alone_are_labels(tmp_path: Path) -> None:
+    labels = TILE.labels.astype(np.uint16)
+    png(tmp_path / "a_img.png", TILE.image)
+    png(tmp_path / "a_img_cp_masks.png", labels)
+    for name in ("flows_cp_masks", "dP_cp_masks", "flows_0", "cp_cellprob"):
+        tif(tmp_path / f"a_img_{name}.tif", TILE.image[..., 0])
+    for name in ("outlines_cp_masks", "cp_output_cp_masks"):
+        png(tmp_path / f"a_img_{name}.png", TILE.image)
+    tiles = open_tiles(tmp_path)
+    assert len(tiles) == 1
+    assert np.array_equal(tiles[0].read().labels, TILE.labels)
+
+
 def test_cellposes_pickle_is_never_opened(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:
@@ -351,8 +436,26 @@ def test_bad_pannuke_arrays_are_named(tmp_path: Path) -> None:
         for file, content in good.items():
             file.write_bytes(content)
     masks.unlink()
-    with pytest.raises(NucloraError, match=r"images\.npy: no masks\.npy for these images; unpack the fold again"):
+    with pytest.raises(NucloraError, match=r"images\.npy: no masks\.npy for this image; add the masks\.npy"):
         open_tiles(tmp_path)
+
+
+@pytest.mark.parametrize("folders", [("Part 1", "Part 2"), ("pannuke_a", "pannuke_b")])
+def test_pannukes_folds_in_folders_of_any_name(folders: tuple[str, str], tmp_path: Path) -> None:
+    samples = [known(seed) for seed in range(3)]
+    WRITERS["pannuke"](tmp_path / "as published", samples)
+    for fold, name in enumerate(folders, start=1):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        source = tmp_path / "as published" / f"Fold {fold}"
+        for kind in ("images", "masks"):
+            (source / kind / f"fold{fold}").rename(tmp_path / "data" / name / kind.capitalize())
+    tiles = open_tiles(tmp_path / "data")
+    expected = [samples[0], samples[2], samples[1]]
+    assert [tile.name for tile in tiles] == ["fold1/0000", "fold1/0001", "fold2/0000"]
+    assert [tile.fold for tile in tiles] == ([1, 1, 2] if folders[0] == "Part 1" else [None] * 3)
+    for tile, sample in zip(tiles, expected, strict=True):
+        assert np.array_equal(tile.read().image, sample.image)
+        assert same_nuclei(tile.read().labels, sample.labels)
 
 
 def test_pannukes_ids_may_be_shared_by_classes(tmp_path: Path) -> None:

@@ -23,7 +23,9 @@ LAYOUT = "X_masks.tif|png beside X.png"
 _MASKS = re.compile(r"(?:_cp)?_masks$")
 _IMAGE = re.compile(r"_img$")
 # What else Cellpose writes beside an image.
-_OUTPUTS = re.compile(r"_(?:cp_masks|masks|flows|cp_flows|cp_output|dP|seg)$")
+_OUTPUTS = re.compile(r"_(?:cp_masks|masks|(?:cp_)?flows(?:_[0-2])?|(?:cp_)?cellprob|cp_output|dP|seg)$")
+# Of those that get the masks' ending, which none is.
+_NO_MASKS = re.compile(r"_(?:flows|dP|outlines|cp_output)_cp_masks$")
 _SEG = "_seg.npy"
 
 
@@ -35,9 +37,7 @@ def looks_like(root: Path) -> bool:
 def list_tiles(root: Path) -> Listing:
     """Find the images and their masks."""
     images = [path for path in find_images(root, IMAGE_SUFFIXES) if not _OUTPUTS.search(path.stem)]
-    pairs, faults = pair(
-        images, _masks(root), "label image X_masks", _image_key, lambda path: _MASKS.sub("", path.stem)
-    )
+    pairs, faults = pair(images, _masks(root), "label image X_masks", _image_key, _label_key)
     pickled = {(path.parent, path.name.removesuffix(_SEG)): path for path in _pickles(root)}
     for index, fault in enumerate(faults):
         image = Path(fault.path or root)
@@ -52,7 +52,8 @@ def list_tiles(root: Path) -> Listing:
 
 
 def _masks(root: Path) -> list[Path]:
-    return [path for path in walk(root, LABEL_SUFFIXES) if _MASKS.search(path.stem)]
+    found = walk(root, LABEL_SUFFIXES)
+    return [path for path in found if _MASKS.search(path.stem) and not _NO_MASKS.search(path.stem)]
 
 
 def _pickles(root: Path) -> list[Path]:
@@ -61,3 +62,8 @@ def _pickles(root: Path) -> list[Path]:
 
 def _image_key(path: Path) -> str:
     return _IMAGE.sub("", path.stem)
+
+
+def _label_key(path: Path) -> str:
+    # X_img_cp_masks is what Cellpose itself makes of X_img.
+    return _IMAGE.sub("", _MASKS.sub("", path.stem))

@@ -1,8 +1,9 @@
 """Reader of COCO JSON: instance annotations as polygons, plain run lengths or compressed run lengths.
 
 The JSON file may lie in ``annotations/``, beside the images (Roboflow's ``_annotations.coco.json``) or above them.
-Categories are ignored. A crowd (``iscrowd``: 1) stands for nuclei that nobody told apart, so its pixels are ignored.
-How polygons become labels: `nuclora.data.polygons`. COCO has no field for the size of a pixel.
+Categories are ignored. A crowd (``iscrowd``: 1) stands for nuclei that nobody told apart, so its pixels are ignored;
+but CVAT and Datumaro, whose annotations have ``attributes``, call every mask one, and there it is a nucleus. How
+polygons become labels: `nuclora.data.polygons`. COCO has no field for the size of a pixel.
 
 A JSON file is parsed once, while listing; a tile keeps where its annotations are in the file, and parses those alone.
 
@@ -34,7 +35,9 @@ NAME = "coco"
 LAYOUT = "annotations/X.json of COCO's kind with its images"
 
 _HEAD = 1 << 16
-_KEYS = re.compile(rb'^\s*(?:\xef\xbb\xbf)?\s*\{\s*"(?:info|licenses|categories|images|annotations)"\s*:')
+_KEYS = re.compile(
+    rb'^\s*(?:\xef\xbb\xbf)?\s*\{\s*"(?:(?:info|licenses|categories|images|annotations)"\s*:|type"\s*:\s*"instances")'
+)
 _GAP = re.compile(r"[ \t\r\n]*")
 _DAMAGED: Final = "the file is damaged or no COCO JSON: export it again"
 
@@ -90,7 +93,8 @@ class CocoAnnotations(Files):
             except ValueError as error:
                 told = f"annotation {annotation.get('id')} of {tile.name}: {error}"
                 raise NucloraError(told, path=tile.labels, mend="export it with polygons or run lengths") from error
-            (unknown if annotation.get("iscrowd") else nuclei).append(pixels)
+            is_crowd = annotation.get("iscrowd") and not isinstance(annotation.get("attributes"), dict)
+            (unknown if is_crowd else nuclei).append(pixels)
         return paint(nuclei, shape), mask_of(union(unknown), shape)
 
     def _annotations(self, path: Path) -> list[dict[str, Any]]:
@@ -140,8 +144,11 @@ def _find(name: str, path: Path, root: Path) -> Path | None:
     """Where an image is; None if nowhere in the data set's folder."""
     split = path.stem.removeprefix("instances_")
     above = path.parent.parent if path.parent != root else root
-    for folder in (path.parent, path.parent / "images", above, above / "images", above / split, root, root / "images"):
-        image = Path(os.path.normpath(folder / name))
+    # CVAT has images/default beside annotations/instances_default.json, Roboflow and others train/images.
+    within = [above / "images", above / split, above / "images" / split, above / split / "images"]
+    for folder in (path.parent, path.parent / "images", above, *within, root, root / "images"):
+        # Label Studio on Windows writes backslashes.
+        image = Path(os.path.normpath(folder / name.replace("\\", "/")))
         inside = Path(os.path.normpath(root))
         if image.is_file() and image.is_relative_to(inside):
             return root / image.relative_to(inside)

@@ -1,8 +1,8 @@
 """Reader of MoNuSeg, Kumar and MoNuSAC: images with polygons in Aperio's XML, one nucleus a region.
 
 Published as ``Tissue Images/X.tif`` with ``Annotations/X.xml`` (MoNuSeg 2018 training, Kumar), or both in one folder
-(MoNuSeg test, MoNuSAC). Slides of TCGA at 40x: .25 microns per pixel, unless the file itself says it
-(``MicronsPerPixel``). How polygons become labels: `nuclora.data.polygons`.
+(MoNuSeg test, MoNuSAC); some images of MoNuSAC's test set come as ``X.svs`` alone. Slides of TCGA at 40x: .25 microns
+per pixel, unless the file itself says it (``MicronsPerPixel``). How polygons become labels: `nuclora.data.polygons`.
 
 References:
     Kumar et al., A dataset and a technique for generalized nuclear segmentation for computational pathology, IEEE
@@ -18,12 +18,15 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
+from numpy.typing import NDArray
 
-from nuclora.data.images import IMAGE_SUFFIXES, guard, image_shape
+from nuclora.data.images import IMAGE_SUFFIXES, MAX_PIXELS, guard, image_shape
 from nuclora.data.pairs import find_images, group_of, pair, tile_name, walk
 from nuclora.data.polygons import Pixels, fill, mask_of, paint, union
 from nuclora.data.tiles import Files, Listing, Tile, Truth
 from nuclora.errors import NucloraError
+from nuclora.io.pyramid import Slide
+from nuclora.io.slides import open_slide
 
 NAME = "monuseg"
 LAYOUT = "Tissue Images/X.tif with Annotations/X.xml"
@@ -34,6 +37,7 @@ _MICRONS = re.compile(rb"<Annotations\s[^>]*MicronsPerPixel=\"([0-9.]+)\"")
 _HEAD = 4096
 _AT_40X = 0.25
 _AMBIGUOUS = "ambiguous"
+_SLIDE = ".svs"
 
 
 def looks_like(root: Path) -> bool:
@@ -44,7 +48,10 @@ def looks_like(root: Path) -> bool:
 def list_tiles(root: Path) -> Listing:
     """Find the images and their XML files, side by side or in folders of their own."""
     labels = [path for path in walk(root, {".xml"}) if _is_aperio(path)]
-    pairs, faults = pair(find_images(root, IMAGE_SUFFIXES), labels, "XML file")
+    images = find_images(root, IMAGE_SUFFIXES)
+    stems = {path.with_suffix("") for path in images}
+    cut = [path.with_suffix(_SLIDE) for path in labels if path.with_suffix("") not in stems]
+    pairs, faults = pair([*images, *(path for path in cut if path.is_file())], labels, "XML file")
     tiles = [
         Tile(
             name=tile_name(image, root),
@@ -63,9 +70,17 @@ def list_tiles(root: Path) -> Listing:
 class AperioPolygons(Files):
     """Labels drawn from the regions of an XML file; MoNuSAC's regions of the class "Ambiguous" are ignored."""
 
+    def image(self, tile: Tile) -> NDArray[np.uint8]:
+        """Read the image, (H, W, 3)."""
+        if tile.image.suffix != _SLIDE:
+            return super().image(tile)
+        with open_slide(tile.image) as slide:
+            _require_tile(slide)
+            return slide.read(0, 0, slide.width, slide.height)
+
     def truth(self, tile: Tile) -> Truth:
         """Draw the regions; ids count the regions of nuclei in the file's order."""
-        shape = image_shape(tile.image)
+        shape = _shape(tile.image)
         root = guard(_parse, tile.labels)
         nuclei: list[Pixels] = []
         unknown: list[Pixels] = []
@@ -83,6 +98,19 @@ class AperioPolygons(Files):
             cut = union(holes)
             nuclei = [np.setdiff1d(pixels, cut) for pixels in nuclei]
         return paint(nuclei, shape), mask_of(union(unknown), shape)
+
+
+def _shape(image: Path) -> tuple[int, int]:
+    if image.suffix != _SLIDE:
+        return image_shape(image)
+    with open_slide(image) as slide:
+        _require_tile(slide)
+        return slide.height, slide.width
+
+
+def _require_tile(slide: Slide) -> None:
+    if slide.width * slide.height > MAX_PIXELS:
+        raise NucloraError(f"more than {MAX_PIXELS} pixels", path=slide.path, mend="cut it into tiles")
 
 
 def _is_aperio(path: Path) -> bool:

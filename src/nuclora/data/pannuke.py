@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.data.images import open_array
-from nuclora.data.pairs import walk
+from nuclora.data.pairs import pair, walk
 from nuclora.data.tiles import NO_GROUP, Listing, Tile, Truth
 from nuclora.errors import NucloraError
 
@@ -31,7 +31,7 @@ IMAGES, MASKS, TYPES = "images.npy", "masks.npy", "types.npy"
 CLASSES = 5
 MICRONS_PER_PIXEL = 0.25
 
-_FOLD = re.compile(r"fold[ _-]*(\d+)", re.IGNORECASE)
+_FOLD = re.compile(r"(?:fold|part)[ _-]*(\d+)", re.IGNORECASE)
 _MEND = "unpack the fold again"
 
 
@@ -42,19 +42,25 @@ def looks_like(root: Path) -> bool:
 
 
 def list_tiles(root: Path) -> Listing:
-    """Find the folds, as published (``Fold 1/images/fold1``) or with the three files in a folder each."""
+    """Find the folds, as published (``Fold 1/images/fold1``) or with the three files in a folder each.
+
+    Where a folder does not say which fold it is, all are numbered in their order, and taken for no published ones.
+    """
     tiles: list[Tile] = []
-    faults: list[NucloraError] = []
-    masks = {_fold(path, root): path for path in walk(root, {".npy"}) if path.name == MASKS}
-    for images in (path for path in walk(root, {".npy"}) if path.name == IMAGES):
-        fold = _fold(images, root)
+    arrays = list(walk(root, {".npy"}))
+    pairs, faults = pair(
+        [path for path in arrays if path.name == IMAGES],
+        [path for path in arrays if path.name == MASKS],
+        MASKS,
+        lambda path: _fold(path, root),
+        lambda path: _fold(path, root),
+    )
+    folds = [_fold(images, root) for images, _ in pairs]
+    for number, ((images, masks), fold) in enumerate(zip(pairs, folds, strict=True), start=1):
         try:
-            if fold not in masks:
-                raise NucloraError(f"no {MASKS} for these images", path=images, mend=_MEND)
-            tiles += _fold_tiles(images, masks.pop(fold), fold)
+            tiles += _fold_tiles(images, masks, int(fold) if all(folds) else number, published=all(folds))
         except NucloraError as error:
             faults.append(error)
-    faults += [NucloraError(f"no {IMAGES} for these masks", path=path, mend=_MEND) for path in masks.values()]
     return Listing(root, NAME, tuple(tiles), tuple(faults))
 
 
@@ -87,13 +93,13 @@ class ArrayEntry:
         return labels, None
 
 
-def _fold(path: Path, root: Path) -> int:
-    """Number of a fold, by the last part of the path that has it; 1 where none has."""
+def _fold(path: Path, root: Path) -> str:
+    """Number of a fold, by the last part of the path that has it; empty where none has."""
     numbers = [found[1] for part in (root.name, *path.relative_to(root).parts) if (found := _FOLD.search(part))]
-    return int(numbers[-1]) if numbers else 1
+    return numbers[-1] if numbers else ""
 
 
-def _fold_tiles(images: Path, masks: Path, fold: int) -> list[Tile]:
+def _fold_tiles(images: Path, masks: Path, fold: int, *, published: bool) -> list[Tile]:
     shape = open_array(images).shape
     if len(shape) != 4 or shape[3] != 3:
         raise NucloraError(f"an array of shape {shape}, not (tiles, height, width, 3)", path=images, mend=_MEND)
@@ -114,7 +120,7 @@ def _fold_tiles(images: Path, masks: Path, fold: int) -> list[Tile]:
             labels=masks,
             source=ArrayEntry(index),
             microns_per_pixel=MICRONS_PER_PIXEL,
-            fold=fold,
+            fold=fold if published else None,
         )
         for index, group in enumerate(groups)
     ]

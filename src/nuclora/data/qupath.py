@@ -1,9 +1,10 @@
 """Reader of QuPath's GeoJSON: ``X.geojson`` (or ``X.tif.geojson``) for the image ``X.tif``.
 
-Detections are nuclei; of a cell its nucleus is taken, and a cell without one is left out. Annotations are nuclei only
-where no file of the data set has a detection or cell, because otherwise they are the regions that these lie in. What is
-classified as ``Ignore*``, QuPath's own class for that, is ignored. Points, lines, tiles and TMA cores are left out. How
-polygons become labels: `nuclora.data.polygons`; GeoJSON of QuPath has no field for the size of a pixel.
+Detections are nuclei; of a cell its nucleus is taken, and a cell without one is left out. Where any file of the data
+set has a detection or cell, annotations are the regions that these lie in, but for those of the class ``Nucleus``: what
+is drawn by hand in QuPath is an annotation. Where none has, annotations are nuclei. What is classified as ``Ignore*``,
+QuPath's own class for that, is ignored. Points, lines, tiles and TMA cores are left out. How polygons become labels:
+`nuclora.data.polygons`; GeoJSON of QuPath has no field for the size of a pixel.
 
 Reference:
     https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html
@@ -30,8 +31,11 @@ LAYOUT = "X.geojson beside X.png"
 
 _SUFFIX = ".geojson"
 _IGNORE = "ignore*"
+# The class of what nuclora writes.
+_NUCLEUS = "nucleus"
 _MEND = "export the objects from QuPath again (File > Export objects as GeoJSON)"
 _OBJECTS = re.compile(rb'"object_?[tT]ype"\s*:\s*"(?:detection|cell)"|"Path(?:Detection|Cell)Object"')
+_OME = re.compile(r"\.ome$", re.IGNORECASE)
 # Before version 0.3 QuPath told the kind in the feature's id.
 _OLD_KINDS = {
     "PathAnnotationObject": "annotation",
@@ -51,7 +55,7 @@ def looks_like(root: Path) -> bool:
 def list_tiles(root: Path) -> Listing:
     """Find the images and their GeoJSON files, side by side or in folders of their own."""
     pairs, faults = pair(
-        find_images(root, IMAGE_SUFFIXES), list(walk(root, {_SUFFIX})), "GeoJSON file", label_key=_image_stem
+        find_images(root, IMAGE_SUFFIXES), list(walk(root, {_SUFFIX})), "GeoJSON file", _without_ome, _image_stem
     )
     source = GeoJsonObjects(annotations=not any(_OBJECTS.search(path.read_bytes()) for _, path in pairs))
     tiles = [
@@ -80,7 +84,8 @@ class GeoJsonObjects(Files):
         unknown: list[Pixels] = []
         for number, feature in enumerate(features, start=1):
             kind, ignored = _kind(feature), _class(feature) == _IGNORE
-            if kind not in wanted and not ignored:
+            is_drawn = kind == "annotation" and _class(feature) == _NUCLEUS
+            if kind not in wanted and not ignored and not is_drawn:
                 continue
             geometry = feature.get("nucleusGeometry") if kind == "cell" and not ignored else feature.get("geometry")
             try:
@@ -96,7 +101,12 @@ class GeoJsonObjects(Files):
 
 def _image_stem(path: Path) -> str:
     stem = Path(path.stem)
-    return stem.stem if stem.suffix.lower() in IMAGE_SUFFIXES else stem.name
+    return _without_ome(stem) if stem.suffix.lower() in IMAGE_SUFFIXES else _OME.sub("", stem.name)
+
+
+def _without_ome(path: Path) -> str:
+    # QuPath takes .ome.tif for one suffix.
+    return _OME.sub("", path.stem)
 
 
 def _features(path: Path) -> list[dict[str, Any]]:
@@ -121,7 +131,7 @@ def _kind(feature: dict[str, Any]) -> str:
 
 def _class(feature: dict[str, Any]) -> str:
     found = _properties(feature).get("classification")
-    return str(found.get("name", "") if isinstance(found, dict) else "").lower()
+    return str(found.get("name", "") if isinstance(found, dict) else found or "").lower()
 
 
 def _pixels(geometry: Any, shape: tuple[int, int]) -> Pixels | None:

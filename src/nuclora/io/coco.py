@@ -72,8 +72,10 @@ def write_coco(path: Path, file_name: str, shape: tuple[int, int], annotations: 
     """
     image = {"id": _IMAGE, "file_name": file_name, "height": shape[0], "width": shape[1]}
     with atomic_file(path) as file:
-        head = f'{{"images":[{json.dumps(image)}],\n"categories":[{json.dumps(_CATEGORY)}],\n"annotations":[\n'
-        file.write(head.encode("utf-8"))
+        # pycocotools 2.0.9 asks for the info.
+        head = {"info": {}, "images": [image], "categories": [_CATEGORY]}
+        lines = [f"{json.dumps(name)}:{json.dumps(value)}" for name, value in head.items()]
+        file.write(("{" + ",\n".join([*lines, '"annotations":[\n'])).encode("utf-8"))
         for index, one in enumerate(annotations):
             line = json.dumps(one, separators=(",", ":"))
             file.write((",\n" + line if index else line).encode("utf-8"))
