@@ -219,7 +219,7 @@ def test_a_file_that_holds_no_weights_is_told(content, told, tmp_path):
 @pytest.mark.parametrize(
     ("field", "told"),
     [
-        ("input.size=100", "a multiple of 16; set input.size=96"),
+        ("input.size=100", "a multiple of 16; the nearest is 96"),
         ("input.size=1e9", "input.size: Input should be less than or equal to 8192"),
         ("train.batch_size=50", "3 training tiles are fewer than a batch of 50"),
         ("train.accumulation=3", "cannot be split"),

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from nuclora import doctor
 from nuclora.cli.main import app
 from nuclora.doctor import Finding, diagnose
+from nuclora.machine import environment
 
 Usage = namedtuple("Usage", "total used free")
 
@@ -19,6 +20,11 @@ def _finding(what: str) -> Finding:
     found = [finding for finding in diagnose() if finding.what == what]
     assert len(found) == 1, what
     return found[0]
+
+
+def test_a_checkout_on_a_machine_without_git_has_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert environment()["commit"] is None
 
 
 def test_this_machine_is_good_and_its_packages_are_named_with_their_versions():

@@ -212,6 +212,17 @@ def test_an_old_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path,
     assert _names(tmp_path) == ["folder"]
 
 
+def test_a_folder_that_a_kill_put_aside_comes_back(tmp_path):
+    path = tmp_path / "folder"
+    _fill(path, "old")
+    (tmp_path / ".folder.scratch" / "new").mkdir(parents=True)
+    path.rename(tmp_path / ".folder.scratch" / "old")
+    with pytest.raises(KeyboardInterrupt), atomic_folder(path):
+        raise KeyboardInterrupt
+    assert (path / "deep" / "file").read_text() == "old"
+    assert _names(tmp_path) == ["folder"]
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_an_old_folder_survives_a_failure_and_what_a_kill_left_goes(error, tmp_path, monkeypatch):
     path = tmp_path / "folder"

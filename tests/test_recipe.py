@@ -143,6 +143,10 @@ def test_precision_no_in_a_file_is_not_false(tmp_path):
             r"train\.select=best needs train\.validate_on=inner and validations",
         ),
         (["adapter.targets=[qkv, decoder_attention]"], r"adapter: .*cannot both train"),
+        (
+            ["evaluate.tiles=inner", "train.validate_on=inner", "train.select=best"],
+            r"evaluate\.tiles=inner scores the tiles that train\.select=best would choose by",
+        ),
     ],
 )
 def test_a_wrong_override_is_named(overrides, told):

@@ -88,7 +88,9 @@ def _devices() -> list[Finding]:
         findings.append(
             Finding("bfloat16", "note", "slow on this processor", "predict in float32, or see nuclora quantize")
         )
-    if not torch.cuda.is_available():
+    if torch.backends.mps.is_available():
+        findings.append(Finding("GPU", "good", "Apple's, by MPS"))
+    elif not torch.cuda.is_available():
         findings.append(Finding("GPU", "note", "none that torch can use", "small bases (mobile_sam) train on the CPU"))
     for index in range(torch.cuda.device_count()):
         properties = torch.cuda.get_device_properties(index)

@@ -156,7 +156,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """
     with disk_errors(path):
         scratch = path.parent / f".{path.name}.scratch"
-        fresh = scratch / "new"
+        fresh, old = scratch / "new", scratch / "old"
+        if old.exists() and not path.exists():
+            # A kill came when the old one had made way and the new one had not come.
+            old.replace(path)
         if scratch.exists():
             shutil.rmtree(scratch)
         try:
@@ -167,7 +170,6 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                     # Windows syncs only what is open for writing, which a copy of a read-only file elsewhere is not.
                     with file.open("r+b" if os.name == "nt" else "rb") as stream:
                         os.fsync(stream.fileno())
-            old = scratch / "old"
             if path.exists():
                 # A folder with files in it cannot be replaced in one step; the old one goes with the scratch folder.
                 path.replace(old)

@@ -44,13 +44,15 @@ def usable_cores() -> int:
 
 
 def _commit() -> str | None:
-    """Commit of the checkout that this package runs from; none when installed from a wheel."""
+    """Commit of the checkout that this package runs from; none when installed from a wheel, or where git is not."""
     here = Path(__file__).parent
-    result = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"],
-        cwd=here, capture_output=True, text=True, check=False,
-    ) if (here.parents[1] / ".git").exists() else None  # fmt: skip
-    return result.stdout.strip() or None if result else None
+    if not (here.parents[1] / ".git").exists():
+        return None
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    # A checkout may have been copied to a machine without git.
+    with contextlib.suppress(OSError):
+        return subprocess.run(command, cwd=here, capture_output=True, text=True, check=False).stdout.strip() or None
+    return None
 
 
 def _processor() -> str:

@@ -296,6 +296,10 @@ class Recipe(_Strict):
             raise ValueError(
                 "evaluate.tiles=inner scores the tiles that evaluate.tune would tune on: set evaluate.tune=false"
             )
+        if self.evaluate.tiles == "inner" and self.train.select == "best":
+            raise ValueError(
+                "evaluate.tiles=inner scores the tiles that train.select=best would choose by: set train.select=last"
+            )
         return self
 
     @property

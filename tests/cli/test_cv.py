@@ -135,6 +135,27 @@ def test_one_fold_and_then_all_is_all_at_once(finished, invoke, given, tmp_path)
             assert left == right
 
 
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["cv", "--folds", "0"], "--folds 0: folds count from 1"),
+        (["train", "--fold", "0"], "Invalid value for '--fold'"),
+        (["cv", "--set", "train.precision=fp16"], "train.precision=fp16 is for GPUs, and there is none"),
+    ],
+)
+def test_what_would_end_in_another_training_is_refused_before_anything_is_written(arguments, told, given, tmp_path):
+    if torch.accelerator.is_available():
+        pytest.skip("float16 is at home here")
+    command, *options = arguments
+    done = subprocess.run(
+        [sys.executable, "-m", "nuclora", command, *map(str, given), *options, "-o", tmp_path / "run"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert told in " ".join(done.stderr.split())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_fold_table_from_a_file(finished, invoke, given, tmp_path):
     out, _ = finished
     result = invoke("cv", *given, "--fold-table", out / "folds.csv", "-o", out)

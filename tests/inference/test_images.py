@@ -313,8 +313,9 @@ def test_files_that_nuclora_did_not_make_are_not_replaced(prediction: Prediction
 
 def test_an_image_named_summary_is_refused(prediction: Prediction) -> None:
     Image.fromarray(spots(1)).save(prediction.inputs / "Summary.png")
-    with pytest.raises(NucloraError, match=r"would replace summary\.csv"):
-        prediction()
+    for overwrite in (False, True):
+        with pytest.raises(NucloraError, match=r"would replace summary\.csv"):
+            prediction(overwrite=overwrite)
 
 
 def test_a_bad_image_does_not_stop_the_others(prediction: Prediction) -> None:

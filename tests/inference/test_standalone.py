@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -123,6 +124,33 @@ def test_a_run_that_is_not_finished(run: Run, labelled_tiles: TileSet) -> None:
 def test_neither_this_nor_that(labelled_tiles: TileSet, tmp_path: Path) -> None:
     with pytest.raises(NucloraError, match=r"neither an adapter .* nor a run .*mobile_sam"):
         find_source(str(tmp_path), labelled_tiles)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [({"precision": "fp16"}, "fp16 is for GPUs"), ({"input_size": 33}, "the nearest is 32")]
+)
+def test_what_is_refused_claims_nothing(
+    wrong: dict[str, Any], told: str, labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path
+) -> None:
+    source = find_source("custom", labelled_tiles)
+    options = {"protocols": ["oracle-box"], "settings": {NO_FOLD: SETTINGS}, "weights": tiny_sam_folder}
+    with pytest.raises(NucloraError, match=told):
+        evaluate_source(source, labelled_tiles, tmp_path / "out", **options, **wrong)
+    summary = evaluate_source(source, labelled_tiles, tmp_path / "out", **options)
+    assert summary["protocols"]["oracle-box"]["tiles"] == 6
+
+
+def test_an_adapter_whose_card_was_edited_is_another(
+    labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path
+) -> None:
+    _save_adapter(tmp_path / "adapter", tiny_sam_folder, seed=1)
+    options = {"protocols": ["oracle-box"], "settings": {NO_FOLD: SETTINGS}, "weights": tiny_sam_folder}
+    evaluate_source(find_source(str(tmp_path / "adapter"), labelled_tiles), labelled_tiles, tmp_path / "out", **options)
+    card = tmp_path / "adapter" / "nuclora.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"microns_per_pixel": 0.5}))
+    source = find_source(str(tmp_path / "adapter"), labelled_tiles)
+    with pytest.raises(NucloraError, match="the evaluation of something else: other models"):
+        evaluate_source(source, labelled_tiles, tmp_path / "out", **options)
 
 
 def test_results_are_not_put_among_other_files(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path) -> None:

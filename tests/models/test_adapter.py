@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -187,10 +188,13 @@ def test_weights_that_do_not_fit(adapter: Path, tiny_sam_folder: Path) -> None:
         load_adapter(adapter, tiny_sam_folder)
 
 
-@pytest.mark.parametrize("pattern", [r"decoder\.nothing", "(("])
-def test_layers_that_the_base_lacks(adapter: Path, tiny_sam_folder: Path, pattern: str) -> None:
+@pytest.mark.parametrize(
+    "change",
+    [{"target_modules": r"decoder\.nothing"}, {"target_modules": "(("}, {"modules_to_save": [3]}, {"bias": "xx"}],
+)
+def test_layers_that_the_base_lacks(adapter: Path, tiny_sam_folder: Path, change: dict[str, Any]) -> None:
     path = adapter / "adapter_config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "target_modules": pattern}))
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(NucloraError, match="does not fit custom"):
         load_adapter(adapter, tiny_sam_folder)
 

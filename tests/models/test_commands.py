@@ -66,6 +66,10 @@ def test_params_of_parts_of_the_encoder(invoke: Invoke) -> None:
     assert {*parts, "base", "adapter", "dense_decoder"} == set(PART_NAMES)
 
 
+def test_a_recipes_name_is_no_markup(invoke: Invoke) -> None:
+    assert "a [/b] [red]c on" in invoke("params", "--recipe", "smoke", "--set", "name='a [/b] [red]c'").stdout
+
+
 def test_weights_list(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("NUCLORA_WEIGHTS", str(tmp_path))
     (tmp_path / "mobile_sam.pt").touch()

@@ -48,6 +48,13 @@ def run(recipe, tiny_data, tiny_sam_folder, tmp_path_factory):
     )
 
 
+def test_what_is_scored_on_inner_tiles_is_not_tuned_on_them(run, tiny_data, monkeypatch):
+    inner = run.recipe.evaluate.model_copy(update={"tiles": "inner", "tune": False})
+    monkeypatch.setattr(run, "recipe", run.recipe.model_copy(update={"evaluate": inner}))
+    with pytest.raises(NucloraError, match="its folds are scored on the inner tiles"):
+        tune_fold(run, 1, open_tiles(tiny_data), None)
+
+
 def test_only_inner_validation_tiles_are_read(run, tiny_data, tiny_sam_folder, monkeypatch):
     read = []
     tiles = open_tiles(tiny_data)

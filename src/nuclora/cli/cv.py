@@ -47,7 +47,8 @@ def cv(
 ) -> None:
     """Cross-validate: train and evaluate every fold; goes on from what the run holds."""
     from nuclora.data import open_tiles
-    from nuclora.data.folds import FoldTable, make_folds
+    from nuclora.data.folds import ALL_TILES, FoldTable, make_folds
+    from nuclora.errors import NucloraError
     from nuclora.recipe import load_recipe
 
     cpus = ray_cpus(engine, worker_cpus)
@@ -59,8 +60,11 @@ def cv(
     from nuclora.cli.runs import cross_validate_and_print, parse_folds
     from nuclora.training.crossval import CrossValidation
 
+    chosen = parse_folds(folds)
+    if chosen and ALL_TILES in chosen:
+        raise NucloraError(f"--folds {folds}: folds count from 1", mend="`nuclora train` trains on all tiles")
     cross_validate_and_print(
-        CrossValidation(tiles, loaded, out, table, parse_folds(folds), weights, zero_shot),
+        CrossValidation(tiles, loaded, out, table, chosen, weights, zero_shot),
         tensorboard=tensorboard,
         as_json=json_,
         ray_worker_cpus=cpus,

@@ -39,9 +39,10 @@ def params(
 
     from rich import box
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
-    view = Table(title=f"{chosen.name} on {chosen.base}", title_justify="left", box=box.SIMPLE_HEAD)
+    view = Table(title=escape(f"{chosen.name} on {chosen.base}"), title_justify="left", box=box.SIMPLE_HEAD)
     view.add_column("part")
     view.add_column("parameters", justify="right")
     view.add_column("trained", justify="right")

@@ -14,7 +14,8 @@ def train(
     data: Data,
     out: Annotated[Path, typer.Option("--out", "-o", help="Run folder; an interrupted run in it is gone on with.")],
     fold: Annotated[
-        int | None, typer.Option(help="Hold this fold out and evaluate on it.", show_default="train on all tiles")
+        int | None,
+        typer.Option(min=1, help="Hold this fold out and evaluate on it.", show_default="train on all tiles"),
     ] = None,
     recipe: RecipeName = "paper",
     base: BaseName = None,

@@ -157,8 +157,10 @@ def predict_images(
             outcome.kept.add(str(job.image.path))
             # A kill may have come between a slide's last output and the end of its parts.
             remove_parts(folder.parts(job.image.name))
-    for job in work if not how.overwrite else ():
-        folder.refuse_conflict(job.image, job.sha256, job.made_by)
+    for job in work:
+        folder.refuse_name(job.image)
+        if not how.overwrite:
+            folder.refuse_conflict(job.image, job.sha256, job.made_by)
     failed: dict[str, NucloraError] = {}
     try:
         if work:

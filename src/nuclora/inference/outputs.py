@@ -158,14 +158,21 @@ class OutputFolder:
             and all(output in record.formats and self.path(image.name, output).exists() for output in formats)
         )
 
+    def refuse_name(self, image: ImageFile) -> None:
+        """See that the outputs of an image are not called as the folder's own.
+
+        Raises:
+            NucloraError: They would be.
+        """
+        if image.name.casefold() == SUMMARY:
+            raise NucloraError(f"its table would replace {SUMMARY}.csv", path=image.path, mend="rename the image")
+
     def refuse_conflict(self, image: ImageFile, sha256: str, made_by: Mapping[str, Any]) -> None:
         """See that the outputs of an image replace none that were made of something else.
 
         Raises:
             NucloraError: They would.
         """
-        if image.name.casefold() == SUMMARY:
-            raise NucloraError(f"its table would replace {SUMMARY}.csv", path=image.path, mend="rename the image")
         record = self.records.get(image.name)
         if record is None:
             for output in FORMATS:

@@ -16,16 +16,16 @@ from nuclora.files import disk_errors, hold, remove_torn, write_atomic
 from nuclora.inference.evaluate import Progress, evaluate_tiles
 from nuclora.inference.loading import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
+from nuclora.inference.provenance import identify_adapter
 from nuclora.machine import environment
 from nuclora.metrics import summarise
-from nuclora.models.adapter import CARD, DENSE_WEIGHTS, WEIGHTS, read_card, read_recipe, tuned_settings
+from nuclora.models.adapter import CARD, read_card, read_recipe, tuned_settings
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import find_weights, sha256_of
 from nuclora.models.precision import Precision
 from nuclora.recipe import EvaluateSettings
 from nuclora.run import Run
 
-_FILES = {"adapter": WEIGHTS, "dense_decoder": DENSE_WEIGHTS}
 _NOTE = "evaluation.json"
 NO_FOLD = 0
 """Fold of tiles that were not dealt into folds."""
@@ -132,15 +132,20 @@ def evaluate_source(
         "precision": precision,
         "input_size": input_size,
     }
-    # Before a lock is put among files that are not ours.
+    # Before a lock is put among files that are not ours, or the folder is claimed by what cannot be done.
     _refuse_others(out)
+    fold, model = next(iter(source.models.items()))
+    predictors = {fold: load_model(model, weights=weights, precision=precision, input_size=input_size)}
+    predictors[fold].model.check_input(predictors[fold].input_size, predictors[fold].input_size)
     with disk_errors(out):
         out.mkdir(parents=True, exist_ok=True)
     with hold(out, "evaluation"):
         _claim(out, made_from)
         evaluations = {protocol: Evaluation(out / protocol) for protocol in protocols}
         for fold, model in source.models.items():
-            predictor = load_model(model, weights=weights, precision=precision, input_size=input_size)
+            predictor = predictors.pop(fold, None) or load_model(
+                model, weights=weights, precision=precision, input_size=input_size
+            )
             mine = [tile for tile in tiles if source.fold_of[tile.name] == fold]
             evaluate_tiles(predictor, mine, source.fold_of, protocols, settings[fold], evaluations, progress)
     by_protocol = {}
@@ -158,9 +163,7 @@ def evaluate_source(
 
 def _identity(model: str | Path, weights: Path | None) -> dict[str, str]:
     if isinstance(model, Path):
-        card = read_card(model)
-        hashes = {f"{kind}_sha256": sha256_of(model / file) for kind, file in _FILES.items() if (model / file).exists()}
-        return {"base": card.base, "base_sha256": card.base_sha256, **hashes}
+        return identify_adapter(model, read_card(model))
     return {"base": model, "base_sha256": sha256_of(find_weights(model, weights))}
 
 

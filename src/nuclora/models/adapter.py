@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -180,7 +179,10 @@ def load_adapter(folder: Path, weights: Path | None = None) -> LoadedAdapter:
     with torch.random.fork_rng(devices=[]):
         try:
             model = PeftModel(base.model, fold_adapters(config))
-        except (ValueError, TypeError, re.error) as error:
+        except MemoryError:
+            raise
+        # PEFT raises whatever a configuration that was edited leads it to.
+        except Exception as error:
             reason = " ".join(str(error).split())[:160]
             raise NucloraError(f"does not fit {card.base} ({reason})", path=folder / CONFIG, mend=_MEND) from error
     expected = get_peft_model_state_dict(model, save_embedding_layers=False)
@@ -239,11 +241,12 @@ def save_half(folder: Path, out: Path, microns_per_pixel: float | None = None) -
     names = [WEIGHTS, *([DENSE_WEIGHTS] if read_recipe(folder, card).dense is not None else [])]
     halves = {}
     for name in names:
-        halves[name] = {
-            key: tensor.half() if tensor.is_floating_point() else tensor
-            for key, tensor in read_tensors(folder / name).items()
-        }
-        require_finite(halves[name], folder / name)
+        whole = read_tensors(folder / name)
+        require_finite(whole, folder / name)
+        halves[name] = {key: tensor.half() if tensor.is_floating_point() else tensor for key, tensor in whole.items()}
+        for key, tensor in halves[name].items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise NucloraError(f"{key} has weights over float16's largest", path=folder / name, mend="use it whole")
     if out.exists():
         raise NucloraError("exists already", path=out, mend="name a new folder")
     # The network in 8 bits stays behind: it was made from the weights as they are.

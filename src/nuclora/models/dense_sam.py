@@ -58,7 +58,7 @@ class DenseSam(nn.Module):
             nearest = max(1, round(width / self.stride)) * self.stride
             raise NucloraError(
                 f"input of {height} x {width} pixels; this base takes squares of a multiple of {self.stride}",
-                mend=f"set input.size={nearest}",
+                mend=f"the nearest is {nearest}",
             )
 
     def forward(self, pixel_values: Tensor, own: Tensor) -> Tensor:

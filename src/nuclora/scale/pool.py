@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
@@ -71,7 +72,10 @@ class Pool:
                 self._busy[actor.ready.remote()] = _Worker(actor)
             while self._idle and tasks:
                 self._begin(self._idle.pop(), tasks)
-            done, _ = ray.wait(list(self._busy), timeout=POLL)
+            if not self._busy:
+                # No machine is left: one may come back.
+                time.sleep(POLL)
+            done, _ = ray.wait(list(self._busy), timeout=POLL) if self._busy else ([], [])
             self._check()
             for reference in done:
                 self._go_on(reference, self._busy.pop(reference), tasks)

@@ -202,6 +202,9 @@ class _Work:
         """Train a fold unless its adapter is there."""
         interrupt.check()
         if self.run.adapter_folder(fold).exists():
+            # A kill may have come before they were removed.
+            self.run.checkpoint_path(fold).unlink(missing_ok=True)
+            self.run.best_path(fold).unlink(missing_ok=True)
             return
         base = load_base(self.run.recipe.base, self.weights)
         FoldTrainer(
@@ -288,10 +291,14 @@ def _accelerator(recipe: Recipe) -> Accelerator:
     AcceleratorState._reset_state()
     # Without a GPU accelerate joins the processes of torchrun only when told that the CPU is meant.
     alone = int(os.environ.get("WORLD_SIZE", "1")) == 1
-    found = torch.accelerator.current_accelerator(check_available=True)
+    found = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    device = found or torch.device("cpu")
+    if recipe.train.precision == "fp16" and device.type == "cpu":
+        # accelerate would train in float32 without a word, and note float16.
+        raise NucloraError("train.precision=fp16 is for GPUs, and there is none", mend="set train.precision=auto")
     return Accelerator(
         cpu=not alone and found is None,
-        mixed_precision=resolve_precision(recipe.train.precision, found or torch.device("cpu")),
+        mixed_precision=resolve_precision(recipe.train.precision, device),
         kwargs_handlers=[
             # Mask prompts never come and the predicted IoU is not trained, so some parameters get no gradient.
             DistributedDataParallelKwargs(find_unused_parameters=True),

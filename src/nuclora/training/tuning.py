@@ -44,6 +44,12 @@ def tune_fold(
         NucloraError: The recipe validates on the test fold or has no dense decoder, or there are no such tiles.
     """
     recipe = run.recipe
+    if recipe.evaluate.tiles == "inner" and fold != ALL_TILES:
+        raise NucloraError(
+            "its folds are scored on the inner tiles that tuning would learn from",
+            path=run.folder,
+            mend="tune a run with evaluate.tiles=test",
+        )
     if recipe.dense is None or recipe.train.validate_on != "inner":
         raise NucloraError(
             "only a recipe with dense and train.validate_on=inner can be tuned",
