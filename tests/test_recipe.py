@@ -131,6 +131,8 @@ def test_precision_no_in_a_file_is_not_false(tmp_path):
         (["train.epochs=many"], r"train\.epochs: Input should be a valid integer"),
         (["train.epochs=0"], r"train\.epochs: Input should be greater than or equal to 1"),
         (["train=5"], r"train: Input should be"),
+        (["dense={offset: 0}"], r"dense\.offset: Input should be greater than 0"),
+        (["dense={distance: 0}"], r"dense\.distance: Input should be greater than 0"),
         (["input.normalise=imagenet"], r"input\.normalise: Input should be 'unit' or 'base'"),
         (["adapter.targets=[qkv, key]"], r"adapter\.targets\.1: Input should be"),
         (["train.epochs.first=1"], r"--set train\.epochs\.first=1: epochs has no fields"),

@@ -139,8 +139,9 @@ class DenseSettings(_Strict):
     weight_decay: float = Field(0.01, ge=0)
     foreground: float = Field(1.0, gt=0, description="weight of the loss of inside against outside")
     contact: float = Field(1.0, ge=0, description="weight of the loss of where two nuclei meet")
-    distance: float = Field(2.0, ge=0, description="weight of the loss of the distance to the nucleus's edge")
-    offset: float = Field(1.0, ge=0, description="weight of the loss of the way to the nucleus's centre")
+    # Decoding goes by the distance and the offset: maps that were not trained would say anything.
+    distance: float = Field(2.0, gt=0, description="weight of the loss of the distance to the nucleus's edge")
+    offset: float = Field(1.0, gt=0, description="weight of the loss of the way to the nucleus's centre")
     contact_weight: float = Field(2.0, ge=0, description="extra weight of pixels where two nuclei meet")
     small_weight: float = Field(1.0, ge=0, description="extra weight of the pixels of small nuclei")
 
