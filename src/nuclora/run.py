@@ -204,6 +204,11 @@ class Run:
         """The fold's latest checkpoint."""
         return self.fold_folder(fold) / "checkpoint.safetensors"
 
+    def drop_checkpoints(self, fold: int) -> None:
+        """Remove what a fold's training only kept to go on from: its adapter is there."""
+        self.checkpoint_path(fold).unlink(missing_ok=True)
+        self.best_path(fold).unlink(missing_ok=True)
+
     def best_path(self, fold: int) -> Path:
         """The fold's checkpoint that was best on inner validation."""
         return self.fold_folder(fold) / "best.safetensors"

@@ -90,11 +90,10 @@ def _print_table(console: Console, outcome: Outcome) -> None:
     table.add_column("nuclei", f"{sum(row.nuclei for row in rows):,}", justify="right", no_wrap=True)
     table.add_column("mean area", justify="right", no_wrap=True)
     table.add_column("seconds", justify="right", no_wrap=True)
-    for row in rows[:_ROWS_SHOWN]:
+    for row, path in zip(rows[:_ROWS_SHOWN], paths, strict=False):
         area = "" if row.mean_area_px is None else f"{row.mean_area_px:,.0f} px"
         seconds = "kept" if row.image in outcome.kept else f"{row.seconds:.1f}"
-        name = Path(row.image).absolute()
-        name = name.relative_to(folder) if folder else name
+        name = path.relative_to(folder) if folder else path
         table.add_row(Text(str(name)), f"{row.width} x {row.height}", f"{row.nuclei:,}", area, seconds)
     console.print(table)
     if len(rows) > _ROWS_SHOWN:

@@ -12,6 +12,7 @@ References:
 
 from __future__ import annotations
 
+import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,14 +49,15 @@ def list_tiles(root: Path) -> Listing:
     """
     tiles: list[Tile] = []
     arrays = list(walk(root, {".npy"}))
+    fold_of = functools.partial(_fold, root=root)
     pairs, faults = pair(
         [path for path in arrays if path.name == IMAGES],
         [path for path in arrays if path.name == MASKS],
         MASKS,
-        lambda path: _fold(path, root),
-        lambda path: _fold(path, root),
+        fold_of,
+        fold_of,
     )
-    folds = [_fold(images, root) for images, _ in pairs]
+    folds = [fold_of(images) for images, _ in pairs]
     for number, ((images, masks), fold) in enumerate(zip(pairs, folds, strict=True), start=1):
         try:
             tiles += _fold_tiles(images, masks, int(fold) if all(folds) else number, published=all(folds))

@@ -72,10 +72,12 @@ class Pool:
                 self._busy[actor.ready.remote()] = _Worker(actor)
             while self._idle and tasks:
                 self._begin(self._idle.pop(), tasks)
-            if not self._busy:
+            done: list[Any] = []
+            if self._busy:
+                done, _ = ray.wait(list(self._busy), timeout=POLL)
+            else:
                 # No machine is left: one may come back.
                 time.sleep(POLL)
-            done, _ = ray.wait(list(self._busy), timeout=POLL) if self._busy else ([], [])
             self._check()
             for reference in done:
                 self._go_on(reference, self._busy.pop(reference), tasks)

@@ -202,9 +202,8 @@ class _Work:
         """Train a fold unless its adapter is there."""
         interrupt.check()
         if self.run.adapter_folder(fold).exists():
-            # A kill may have come before they were removed.
-            self.run.checkpoint_path(fold).unlink(missing_ok=True)
-            self.run.best_path(fold).unlink(missing_ok=True)
+            # A kill may have come before.
+            self.run.drop_checkpoints(fold)
             return
         base = load_base(self.run.recipe.base, self.weights)
         FoldTrainer(

@@ -273,9 +273,7 @@ class FoldTrainer:
     def _write_adapter(self) -> None:
         with self._averaged():
             self._save_adapter()
-        # The adapter is the fold's result; what was only kept to go on from is no longer needed.
-        self.run.checkpoint_path(self.fold).unlink(missing_ok=True)
-        self.run.best_path(self.fold).unlink(missing_ok=True)
+        self.run.drop_checkpoints(self.fold)
 
     def _save_adapter(self) -> None:
         metrics = {f"validation_{name}": value for name, value in self.last_validation.items()}
