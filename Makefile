@@ -25,6 +25,7 @@ lint: $(VENV)/dev
 # One thread: what is measured is the code, not how many cores there are.
 bench: export OMP_NUM_THREADS := 1
 bench: $(VENV)/dev
+	rm -rf benchmarks/out
 	$(BIN)/python benchmarks/metrics.py
 	$(BIN)/python benchmarks/decoding.py
 	$(BIN)/python benchmarks/targets.py

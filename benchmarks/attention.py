@@ -17,7 +17,7 @@ from nuclora.models.vit import FusedAttention
 _SIDE = 64
 _FORMS = {"plain": SamVisionAttention, "fused": FusedAttention}
 _SIZES = {"ViT-B": (768, 12), "ViT-H": (1280, 16)}
-_PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)"
+_PEAK = "from nuclora.inference.slides import peak_mb; print(peak_mb() / 1e3)"
 
 
 def make_step(form: str, width: int, heads: int) -> Callable[[], tuple[Tensor, Tensor]]:

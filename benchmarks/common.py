@@ -18,6 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nuclora.files import write_atomic
+
 ROOT = Path(__file__).resolve().parent.parent
 PARTS = ROOT / "benchmarks" / "out"
 _LEAST_SECONDS = 0.3
@@ -71,10 +73,14 @@ class Results:
         self.rows.append(row)
         return row
 
+    def write(self, out: Path) -> None:
+        """Write the rows so far as JSON; for scripts whose machine may be taken away."""
+        out.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(out, json.dumps([asdict(row) for row in self.rows], indent=2) + "\n")
+
     def finish(self, out: Path) -> None:
         """Write the rows as JSON and print them as a table."""
-        out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps([asdict(row) for row in self.rows], indent=2) + "\n")
+        self.write(out)
         print(f"\n{self.device_name}, commit {self.commit}")
         width = max(len(row.name) for row in self.rows)
         print(f"{'':{width}}  {'ours':>10}  {'reference':>10}  {'ratio':>7}")

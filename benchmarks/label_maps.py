@@ -26,14 +26,19 @@ def tile_parser(description: str, script: str) -> argparse.ArgumentParser:
 
 
 def tiles(data: Path | None, count: int) -> Iterator[tuple[str, Labels]]:
-    """Name and labels of 512 x 512 tiles: synthetic ones of each organ, or the first real ones of each group."""
+    """What tiles are and their labels: synthetic ones of each organ, or the first real ones of groups."""
     if data is None:
         for organ in ORGANS[:count]:
             yield organ, synthesize_tile(512, 0, organ).labels
         return
-    first = {tile.group: tile for tile in reversed(list(open_tiles(data)))}
-    for group in sorted(first)[:count]:
-        yield group, first[group].read().labels
+    groups: dict[str, Labels] = {}
+    for tile in open_tiles(data):
+        # One without nuclei has nothing to be measured on.
+        if tile.group not in groups and (labels := tile.read().labels).any():
+            groups[tile.group] = labels
+        if len(groups) == count:
+            break
+    yield from groups.items()
 
 
 def discs(side: int, count: int, seed: int) -> Labels:

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from common import PARTS, ROOT
+from nuclora.files import write_atomic
 
 PERFORMANCE = ROOT / "docs" / "results" / "performance.json"
 
@@ -19,7 +20,7 @@ def main(parts: list[Path]) -> None:
     stored = json.loads(PERFORMANCE.read_text()) if PERFORMANCE.is_file() else []
     fresh = [row for part in parts for row in json.loads(part.read_text()) if row["ratio"] is not None]
     rows = {(row["name"], row["device"]): row for row in [*stored, *fresh]}
-    PERFORMANCE.write_text(json.dumps([rows[key] for key in sorted(rows)], indent=2) + "\n")
+    write_atomic(PERFORMANCE, json.dumps([rows[key] for key in sorted(rows)], indent=2) + "\n")
     print(f"{len(fresh)} ratios into {PERFORMANCE.relative_to(ROOT)}, which holds {len(rows)}")
 
 

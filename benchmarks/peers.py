@@ -14,7 +14,7 @@ import sys
 import numpy as np
 
 from common import Results, best_of, parser, seconds
-from inference import SIDES, Make, mobile_sam, shipped
+from inference import SIDES, Make, mobile_sam, shipped, sides_of
 from nuclora.data.synthetic import synthesize_tile
 from nuclora.data.targets import dense_targets
 from nuclora.data.tiles import Sample
@@ -90,7 +90,13 @@ def main() -> None:
     theirs = peers(given.peers)
     if not theirs:
         sys.exit("none of the peers is installed here: make bench-peers installs them and runs this")
-    own = {(model, side): ours(model, side) for model in MODELS for side in SIDES}
+    # 8 bits need a package that would not go with the peers'.
+    own = {
+        (model, side): ours(model, side)
+        for model, make in MODELS.items()
+        for side, (_, precision) in sides_of(make).items()
+        if precision != "int8"
+    }
     sides = [*own.values(), *theirs]
     tiles = {organ: synthesize_tile(512, 1, organ) for organ in ORGANS}
     check(sides, tiles)
@@ -110,11 +116,10 @@ def main() -> None:
         parts = (network, *each, whole[side.name])
         print(f"{side.name:{wide[0]}}  {side.sees:{wide[1]}}", *(f"{seconds(part):>11}" for part in parts))
 
-    for model in MODELS:
-        for name in _RATIOS:
-            us = whole[own[model, name].name]
+    for (model, name), side in own.items():
+        if name in _RATIOS:
             for peer in theirs:
-                results.add(f"peers, {model}, 1 view, {name}, against {peer.name}", us, whole[peer.name])
+                results.add(f"peers, {model}, 1 view, {name}, against {peer.name}", whole[side.name], whole[peer.name])
     results.finish(given.out)
 
 

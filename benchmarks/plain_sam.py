@@ -29,9 +29,11 @@ def random_base(name: str, seed: int = 0, device: str = "cpu") -> NucleiSam:
         if norm or key.endswith("running_var"):
             value.fill_(1.0)
         elif value.ndim > 1:
-            value.normal_(std=0.5 * value[0].numel() ** -0.5, generator=generator)
+            value.normal_(std=value[0].numel() ** -0.5, generator=generator)
         else:
             value.zero_()
+    # One matrix under two names.
+    model.shared_image_embedding.positional_embedding.copy_(model.prompt_encoder.shared_embedding.positional_embedding)
     return model
 
 
@@ -78,7 +80,12 @@ def plain_adapt(plain: SamModel, settings: AdapterSettings, like: NucleiSam) -> 
         target_modules=pattern,
         modules_to_save=[PARTS[part] for part in settings.train_parts],
     )
-    return get_peft_model(plain, config)
+    model = get_peft_model(plain, config)
+    for name, parameter in model.named_parameters():
+        # SAM's random frequencies, which `transformers` has among its parameters, are no weights.
+        if name.endswith("shared_embedding.positional_embedding"):
+            parameter.requires_grad_(False)
+    return model
 
 
 def plain_step(model: PeftModel, optimizer: torch.optim.Optimizer, batch: dict[str, Tensor]) -> float:

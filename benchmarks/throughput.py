@@ -9,10 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import multiprocessing
+import queue
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from multiprocessing.process import BaseProcess
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -87,6 +90,20 @@ class Busy(threading.Thread):
         return f"{sum(inner) / len(inner):.0f} %" if inner else "not known"
 
 
+def require_all(workers: Sequence[BaseProcess]) -> None:
+    if not all(worker.is_alive() for worker in workers):
+        sys.exit("a process ended; what it says is above")
+
+
+def next_count(counts: Any, workers: Sequence[BaseProcess]) -> tuple[int, float]:
+    """Of one of the processes, unless one of them ends, as for want of memory."""
+    while True:
+        with contextlib.suppress(queue.Empty):
+            count: tuple[int, float] = counts.get(timeout=1)
+            return count
+        require_all(workers)
+
+
 def main() -> None:
     options = parser(__doc__ or "", __file__)
     options.add_argument("--adapter", type=Path, help="Whose nuclei; by default the adapter in the box.")
@@ -101,28 +118,31 @@ def main() -> None:
     queues = [context.Queue() for _ in range(most)]
     workers = [
         context.Process(
-            target=work, args=(i, adapter, given.device, given.seconds, barrier, queue, counts), daemon=True
+            target=work, args=(i, adapter, given.device, given.seconds, barrier, orders, counts), daemon=True
         )
-        for i, queue in enumerate(queues)
+        for i, orders in enumerate(queues)
     ]
     for worker in workers:
         worker.start()
     results = Results(given.device)
     reference = 0.0
+    whose = f", {adapter}" if given.adapter else ""
     for side in SIDES:
         for processes in given.processes if side != PLAIN else [1]:
-            for queue in queues:
-                queue.put((side, processes))
+            for orders in queues:
+                orders.put((side, processes))
             while barrier.n_waiting < most:
                 time.sleep(0.05)
-                if not all(worker.is_alive() for worker in workers):
-                    sys.exit("a process ended; what it says is above")
+                require_all(workers)
             busy = Busy()
             barrier.wait()
             if given.device == "cuda":
                 busy.start()
-            rate = sum(done / seconds for done, seconds in (counts.get() for _ in workers))
+            rate = sum(done / seconds for done, seconds in (next_count(counts, workers) for _ in workers))
             share = busy.mean() if given.device == "cuda" else "not known"
+            while barrier.n_waiting < most:
+                time.sleep(0.05)
+                require_all(workers)
             barrier.wait()
             reference = reference or rate
             # At once: what is measured is not lost where time runs out.
@@ -132,9 +152,10 @@ def main() -> None:
                 flush=True,
             )
             if side != PLAIN:
-                results.add(f"a tile on {given.device}, {processes} processes: {side}", 1 / rate, 1 / reference)
-    for queue in queues:
-        queue.put(None)
+                results.add(f"a tile on {given.device}, {processes} processes{whose}: {side}", 1 / rate, 1 / reference)
+                results.write(given.out)
+    for orders in queues:
+        orders.put(None)
     results.finish(given.out)
 
 

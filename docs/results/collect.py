@@ -70,7 +70,9 @@ def from_evaluation(folder: Path, run_entry: dict) -> list[dict]:
     tuned = any("adapter_sha256" in model for model in summary["models"].values())
     return [
         {
-            **{key: run_entry[key] for key in ("recipe", "base", "seed", "input_size", "of_tiles")},
+            **{key: run_entry[key] for key in ("recipe", "seed", "of_tiles")},
+            "base": said_once({fold: model["base"] for fold, model in summary["models"].items()}),
+            "input_size": summary["input_size"] or run_entry["input_size"],
             "stage": "fine-tuned" if tuned else "zero-shot",
             "epochs": run_entry["epochs"] if tuned else 0,
             "protocol": protocol,
@@ -87,10 +89,10 @@ def from_evaluation(folder: Path, run_entry: dict) -> list[dict]:
     ]
 
 
-def said_once(settings: dict) -> dict:
-    """The settings of the folds, by fold only where they differ; older evaluations had one for all."""
+def said_once(settings: dict) -> dict | str:
+    """What is said of the folds, by fold only where they differ; older evaluations had one for all."""
     first, *others = settings.values()
-    return first if isinstance(first, dict) and all(other == first for other in others) else settings
+    return first if isinstance(first, dict | str) and all(other == first for other in others) else settings
 
 
 def trust(evaluation: Evaluation) -> dict:
@@ -101,7 +103,7 @@ def trust(evaluation: Evaluation) -> dict:
 if __name__ == "__main__":
     run, *evaluations = map(Path, sys.argv[1:])
     entries = from_run(run)
-    tuned = next(entry for entry in entries if entry["stage"] == "fine-tuned")
+    tuned = next((entry for entry in entries if entry["stage"] == "fine-tuned"), entries[0])
     for evaluation in evaluations:
         entries += from_evaluation(evaluation, tuned)
     json.dump(entries, sys.stdout, indent=1)

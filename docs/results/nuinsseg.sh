@@ -14,7 +14,9 @@ for fold in $FOLDS; do
     nuclora cv "$data" --recipe "$RECIPE" --weights "$weights" --no-zero-shot --folds "$fold" -o "$run/$RECIPE" "$@" \
         >"$run/$RECIPE-fold-$fold.log" 2>&1 &
 done
-wait
-nuclora cv "$data" --recipe "$RECIPE" --weights "$weights" --no-zero-shot -o "$run/$RECIPE" "$@"
+wait # for all; a fold that failed fails again below, and is seen
+nuclora cv "$data" --recipe "$RECIPE" --weights "$weights" --no-zero-shot --folds "$(echo $FOLDS | tr ' ' ,)" \
+    -o "$run/$RECIPE" "$@"
 nuclora report "$run/$RECIPE"
-python "$(dirname "$0")/collect.py" "$run/$RECIPE" >"$run/$RECIPE.json"
+python "$(dirname "$0")/collect.py" "$run/$RECIPE" >"$run/$RECIPE.json.tmp"
+mv "$run/$RECIPE.json.tmp" "$run/$RECIPE.json"

@@ -1,11 +1,12 @@
-"""What an adapter finds in another precision, by another backend or from other views, on tiles that trained nothing.
+"""What an adapter for all tiles finds in another precision, by another backend or from other views, on a CPU.
 
 python docs/results/precisions.py TILES [-a ADAPTER] [--tiles N] [--int8 ADAPTER] [--sides torch:no openvino:no:2 ...]
 
 A side is BACKEND:PRECISION, and after another colon how many views are averaged (else as many as the adapter says).
 
-TILES is the set that an adapter for all tiles was trained on; its inner validation tiles are looked at, which chose
-its thresholds and trained nothing. Differences to the first side are paired by tile, with 95 % intervals. Prints JSON.
+TILES is the set that the adapter was trained on; the inner validation tiles of all tiles are looked at, which chose its
+thresholds and trained nothing. To an adapter of a fold they are training tiles, and an adapter does not tell: give none
+of these. Differences to the first side are paired by tile, with 95 % intervals. Prints JSON.
 """
 
 from __future__ import annotations
@@ -35,8 +36,10 @@ def main() -> None:
     parser.add_argument("-a", "--adapter", type=Path)
     parser.add_argument("--int8", type=Path, help="What `nuclora quantize` made of it.")
     parser.add_argument("--tiles", type=int)
-    parser.add_argument("--sides", nargs="+", default=["torch:no", "torch:bf16", "openvino:no", "openvino:int8"])
+    parser.add_argument("--sides", nargs="+", default=["torch:no", "torch:bf16", "openvino:no"])
     asked = parser.parse_args()
+    if not asked.int8 and any(":int8" in side for side in asked.sides):
+        parser.error("a side in int8 needs --int8 ADAPTER, what `nuclora quantize` made")
     adapter = asked.adapter or shipped_adapter()
     recipe = read_recipe(adapter, read_card(adapter))
     tiles = open_tiles(asked.data)
@@ -47,7 +50,9 @@ def main() -> None:
     for side in asked.sides:
         backend, precision, *views = side.split(":")
         source = asked.int8 if precision == "int8" else adapter
-        predictor = load_model(source, backend=cast(Any, backend), precision=cast(Any, precision), prompts=False)
+        predictor = load_model(
+            source, device="cpu", backend=cast(Any, backend), precision=cast(Any, precision), prompts=False
+        )
         settings = predictor.settings.with_views(int(views[0])) if views else predictor.settings
         rows, same = [], []
         began = time.process_time()
