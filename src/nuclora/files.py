@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import filelock
 
@@ -22,6 +22,9 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 # What `atomic_file` writes to.
 _TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+
+LONGEST_NAME: Final = 255 - len("..01234567.tmp")
+"""Bytes of the longest name that can be written: file systems take 255, and a file has a longer name at first."""
 
 
 @contextlib.contextmanager
@@ -192,7 +195,11 @@ class AppendLog:
 
     def lines(self) -> list[str]:
         """The whole lines so far, without line ends."""
-        return self._whole().decode("utf-8").split("\n")[:-1]
+        return [line.decode("utf-8") for line in self.raw_lines()]
+
+    def raw_lines(self) -> list[bytes]:
+        """The same as they are, for readers that must know which of them is damaged."""
+        return self._whole().split(b"\n")[:-1]
 
     @property
     def is_empty(self) -> bool:

@@ -122,7 +122,7 @@ def predict_files(
         SlideOptions(microns_per_pixel, card.microns_per_pixel, region, not tissue_mask),
         overwrite,
     )
-    with open_outputs(out) as folder:
+    with open_outputs(out, overwrite=overwrite) as folder:
         return predict_images(
             images, folder, how, progress=progress, block_progress=block_progress, engine=engine or LocalEngine()
         )
@@ -148,7 +148,14 @@ def predict_images(
         block_progress: As in :func:`predict_files`.
     """
     outcome = Outcome(folder.root)
-    jobs = engine.find_jobs(images, folder, how, outcome.failures)
+    named = []
+    for image in images:
+        try:
+            folder.refuse_long_name(image)
+            named.append(image)
+        except NucloraError as error:
+            outcome.failures.append(error)
+    jobs = engine.find_jobs(named, folder, how, outcome.failures)
     work = []
     for job in jobs:
         if how.overwrite or not folder.is_done(job.image, job.sha256, job.made_by, how.formats):
