@@ -161,6 +161,14 @@ def test_a_store_is_kept_and_made_anew_like_a_file(prediction: Prediction) -> No
     assert (store / "zarr.json").exists()
 
 
+def test_what_a_kill_left_of_a_store_goes(prediction: Prediction) -> None:
+    """Also where this command writes no store."""
+    (prediction.out / ".im 0.zarr.scratch" / "new").mkdir(parents=True)
+    prediction(formats=("labels",))
+    assert not list(prediction.out.glob("*.scratch"))
+    assert not list(prediction.out.glob(".*.scratch"))
+
+
 def test_a_folder_that_nuclora_did_not_make_is_not_replaced(prediction: Prediction) -> None:
     (prediction.out / "im 1.zarr").mkdir(parents=True)
     with pytest.raises(NucloraError, match=r"im 1\.zarr: there already, and not from `nuclora predict`"):

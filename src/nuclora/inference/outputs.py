@@ -109,7 +109,7 @@ def open_outputs(root: Path, *, overwrite: bool = False) -> Iterator[OutputFolde
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     with hold(root, "folder"):
-        remove_torn(root)
+        remove_torn(root, stores=FORMATS["zarr"])
         yield OutputFolder(root, overwrite=overwrite)
 
 
