@@ -238,6 +238,9 @@ def test_a_wrong_suffix_is_no_damage(tmp_path: Path, kind: str, mend: str, read:
     Image.fromarray(rgb()).save(path, format=kind)
     with pytest.raises(NucloraError, match=rf"x\.y\.tif: cannot be read \(.*\); {mend}$"):
         read(path)
+    path = path.rename(tmp_path / "x.y.npy")
+    with pytest.raises(NucloraError, match=rf"x\.y\.npy: cannot be read \(.*\); {mend}$"):
+        read_labels(path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "lzw.tif"])
