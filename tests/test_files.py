@@ -223,6 +223,23 @@ def test_a_folder_that_a_kill_put_aside_comes_back(tmp_path):
     assert _names(tmp_path) == ["folder"]
 
 
+def test_what_a_kill_left_of_a_store_goes_and_an_old_one_comes_back(tmp_path):
+    for name in ("old.zarr", "new.zarr"):
+        (tmp_path / f".{name}.scratch" / "new").mkdir(parents=True)
+        (tmp_path / f".{name}.scratch" / "old").mkdir()
+        (tmp_path / f".{name}.scratch" / "old" / "zarr.json").write_text("old")
+    (tmp_path / "new.zarr").mkdir()
+    # Of `nuclora export` and the like, which hold no folder, somebody may be writing it.
+    (tmp_path / ".adapter.scratch" / "new").mkdir(parents=True)
+    (tmp_path / ".mine.zarr.scratch").write_text("mine")
+    remove_torn(tmp_path)
+    assert len(_names(tmp_path)) == 5
+    remove_torn(tmp_path, stores=".zarr")
+    assert _names(tmp_path) == [".adapter.scratch", ".mine.zarr.scratch", "new.zarr", "old.zarr"]
+    assert (tmp_path / "old.zarr" / "zarr.json").read_text() == "old"
+    assert not _names(tmp_path / "new.zarr")
+
+
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt()])
 def test_an_old_folder_survives_a_failure_and_what_a_kill_left_goes(error, tmp_path, monkeypatch):
     path = tmp_path / "folder"

@@ -165,11 +165,16 @@ def test_best_with_inner_validation_is_fine():
 @pytest.mark.parametrize(
     ("content", "told"),
     [
-        (b"name: [", r"mine\.yaml: not YAML \("),
+        (b"name: [", r"mine\.yaml: not YAML \(line 1, column 8: expected the node content.*\); see docs/recipes"),
+        (b"name: a\nbase: b: c\n", r"not YAML \(line 2, column 8: mapping values are not allowed here\); see docs"),
+        (b"name: 2020-99-99\n", r"mine\.yaml: not YAML \(month must be in 1\.\.12.*\); see docs/recipes\.md"),
+        (b"name: \x00\n", r"mine\.yaml: not YAML \(.*\); see docs/recipes\.md"),
         (b"- name\n- base\n", r"mine\.yaml: not a recipe: the file holds no mapping"),
-        (b"", r"mine\.yaml: not a recipe"),
+        (b"", r"mine\.yaml: not a recipe: the file is empty; see docs/recipes\.md"),
         (b"name: mine\n", r"mine\.yaml: not a valid recipe: base: Field required"),
-        (b"name: \xff\n", r"mine\.yaml: no such recipe"),
+        (b"name: \xff\n", r"mine\.yaml: not a text file in UTF-8; save it as UTF-8"),
+        (b"nmae: mine\nbase: a\n", r"mine\.yaml: not a valid recipe: nmae: no such field"),
+        (b"train: {epochs: many}\n", r"mine\.yaml: not a valid recipe: train\.epochs: Input should be"),
         (b"name: mine\nbase: a\nepochs: 3\n", r"mine\.yaml: not a valid recipe: epochs: no such field"),
     ],
 )
@@ -188,8 +193,21 @@ def test_a_recipe_that_is_not_there_is_named_with_those_that_are(name):
 
 
 def test_a_folder_is_no_recipe(tmp_path):
-    with pytest.raises(NucloraError, match="no such recipe"):
+    with pytest.raises(NucloraError, match=r"a folder, not a YAML file; name a YAML file or one of .*paper"):
         load_recipe(tmp_path)
+
+
+def test_a_recipe_that_may_not_be_read_is_told(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied")
+
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\nbase: a\n")
+    names = shipped_recipes()
+    monkeypatch.setattr("nuclora.recipe.shipped_recipes", lambda: names)
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(NucloraError, match=r"mine\.yaml: cannot be read \(Permission denied\); check the path and its"):
+        load_recipe(path)
 
 
 def test_the_evaluation_of_a_trained_adapter_can_change_and_nothing_else():

@@ -11,7 +11,7 @@ import secrets
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Final
 
 import filelock
 
@@ -22,6 +22,12 @@ _FULL = {errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 # What `atomic_file` writes to.
 _TORN = re.compile(r"\..+\.[0-9a-f]{8}\.tmp")
+# What `atomic_folder` writes to, and where in it the old folder waits.
+_SCRATCH = ".scratch"
+_OLD = "old"
+
+LONGEST_NAME: Final = 255 - len("..01234567.tmp")
+"""Bytes of the longest name that can be written: file systems take 255, and a file has a longer name at first."""
 
 
 @contextlib.contextmanager
@@ -113,12 +119,14 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
-def remove_torn(folder: Path, *, deep: bool = False) -> None:
+def remove_torn(folder: Path, *, deep: bool = False, stores: str | None = None) -> None:
     """Remove what killed writers left in a folder that nobody else writes to now.
 
     Args:
         folder: The folder.
         deep: In the folders below it too.
+        stores: Ending of the folders that :func:`atomic_folder` writes there: what it left of them goes too. Of others
+            it may be at work at this moment, for a command that holds no folder.
 
     Raises:
         NucloraError: Something cannot be removed.
@@ -127,6 +135,9 @@ def remove_torn(folder: Path, *, deep: bool = False) -> None:
         for path in list(folder.rglob(".*.tmp") if deep else folder.glob(".*.tmp")):
             if _TORN.fullmatch(path.name):
                 path.unlink(missing_ok=True)
+        for scratch in list(folder.glob(f".*{stores}{_SCRATCH}")) if stores else ():
+            if scratch.is_dir() and not scratch.is_symlink():
+                _drop_scratch(scratch, scratch.with_name(scratch.name[1:].removesuffix(_SCRATCH)))
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -155,13 +166,10 @@ def atomic_folder(path: Path) -> Iterator[Path]:
         NucloraError: The disk is full or the path cannot be written.
     """
     with disk_errors(path):
-        scratch = path.parent / f".{path.name}.scratch"
-        fresh, old = scratch / "new", scratch / "old"
-        if old.exists() and not path.exists():
-            # A kill came when the old one had made way and the new one had not come.
-            old.replace(path)
+        scratch = path.parent / f".{path.name}{_SCRATCH}"
+        fresh, old = scratch / "new", scratch / _OLD
         if scratch.exists():
-            shutil.rmtree(scratch)
+            _drop_scratch(scratch, path)
         try:
             fresh.mkdir(parents=True)
             yield fresh
@@ -183,6 +191,14 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _drop_scratch(scratch: Path, path: Path) -> None:
+    """Remove what a kill left of writing a folder, but for the old one, which comes back where it had made way."""
+    if (scratch / _OLD).exists() and not path.exists():
+        # The new one had not come yet.
+        (scratch / _OLD).replace(path)
+    shutil.rmtree(scratch)
+
+
 class AppendLog:
     """A file of lines that grows; a last line torn by a crash, or still being written, is not a line."""
 
@@ -192,7 +208,11 @@ class AppendLog:
 
     def lines(self) -> list[str]:
         """The whole lines so far, without line ends."""
-        return self._whole().decode("utf-8").split("\n")[:-1]
+        return [line.decode("utf-8") for line in self.raw_lines()]
+
+    def raw_lines(self) -> list[bytes]:
+        """The same as they are, for readers that must know which of them is damaged."""
+        return self._whole().split(b"\n")[:-1]
 
     @property
     def is_empty(self) -> bool:

@@ -23,6 +23,7 @@ AskedPrecision = Literal["no", "bf16", "fp16", "auto"]
 Settings = TypeVar("Settings", bound=BaseModel)
 _AUTO = "auto"
 Protocol = Literal["oracle-box", "oracle-point", "automatic"]
+_MEND = "see docs/recipes.md"
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises: 2020-99-99 is a ValueError to it, and a thousand brackets are a RecursionError."""
 
@@ -333,20 +334,14 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     if source in shipped_recipes():
         text = (resources.files("nuclora") / "recipes" / f"{source}.yaml").read_text("utf-8")
     else:
-        try:
-            text = Path(source).read_text("utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise NucloraError(
-                "no such recipe",
-                path=source,
-                mend=f"name a YAML file or one of {', '.join(shipped_recipes())}",
-            ) from error
+        text = read_yaml_file(source, "no such recipe", f"name a YAML file or one of {', '.join(shipped_recipes())}")
     try:
         fields = yaml.safe_load(text)
     except NOT_YAML as error:
-        raise NucloraError(f"not YAML ({' '.join(str(error).split())})", path=source) from error
+        raise NucloraError(f"not YAML ({yaml_fault(error)})", path=source, mend=_MEND) from error
     if not isinstance(fields, dict):
-        raise NucloraError("not a recipe: the file holds no mapping", path=source)
+        what = "the file holds no mapping" if text.strip() else "the file is empty"
+        raise NucloraError(f"not a recipe: {what}", path=source, mend=_MEND)
     for override in overrides:
         _set_field(fields, override)
     return _validate(Recipe, fields, source)
@@ -383,9 +378,42 @@ def parse_recipe(fields: Mapping[str, Any], source: str | Path) -> Recipe:
     return _validate(Recipe, fields, str(source))
 
 
+def read_yaml_file(source: str, absent: str, choice: str) -> str:
+    """Read a YAML file that a user names.
+
+    Args:
+        source: Its path.
+        absent: What to say where there is no such file: a name may have been meant.
+        choice: The mend.
+
+    Raises:
+        NucloraError: No such file, a folder, or one that cannot be read.
+    """
+    try:
+        return Path(source).read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise NucloraError("not a text file in UTF-8", path=source, mend="save it as UTF-8") from error
+    except OSError as error:
+        if Path(source).is_dir():
+            raise NucloraError("a folder, not a YAML file", path=Path(source), mend=choice) from error
+        if isinstance(error, FileNotFoundError):
+            raise NucloraError(absent, path=source, mend=choice) from error
+        told = f"cannot be read ({error.strerror})"
+        raise NucloraError(told, path=source, mend="check the path and its permissions") from error
+
+
+def yaml_fault(error: Exception) -> str:
+    """What is wrong with text that is not YAML, in a few words: the place, and what the parser says."""
+    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
+        mark = error.problem_mark
+        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
+    return " ".join(str(error).split())[:100]
+
+
 def fault(error: ValidationError) -> str:
     """The first thing that is wrong with a document, in one line: the field, and what it should be."""
-    first = error.errors()[0]
+    # What is written wrongly comes before what is not written at all: it may be that, misspelt.
+    first = min(error.errors(), key=lambda one: one["type"] == "missing")
     where = ".".join(str(part) for part in first["loc"])
     told = {"extra_forbidden": "no such field"}.get(first["type"], first["msg"].removeprefix("Value error, "))
     return f"{where}: {told}" if where else told
@@ -395,7 +423,7 @@ def _validate(model: type[Settings], fields: Mapping[str, Any], source: str) -> 
     try:
         return model.model_validate(fields)
     except ValidationError as error:
-        raise NucloraError(f"not a valid recipe: {fault(error)}", path=source, mend="see docs/recipes.md") from error
+        raise NucloraError(f"not a valid recipe: {fault(error)}", path=source, mend=_MEND) from error
 
 
 def _set_field(fields: dict[str, Any], override: str) -> None:

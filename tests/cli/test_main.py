@@ -14,6 +14,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from nuclora.cli.main import app, run
+from one_line import assert_one_line
 
 HEAVY = ("torch", "transformers", "peft", "kornia", "sklearn", "skimage", "matplotlib", "scipy", "numpy", "pydantic")
 
@@ -155,6 +156,15 @@ def test_wrong_use_is_exit_2(arguments):
     assert result.exit_code == 2
     assert "Usage:" in result.stderr
     assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    "arguments", [("folds", ""), ("data", "check", ""), ("cv", "", "-o", "out"), ("evaluate", "a", "", "-o", "out")]
+)
+def test_an_empty_argument_is_not_the_current_folder(cli, arguments, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(cli(*arguments), "an argument is empty; name a folder")
+    assert not list(tmp_path.iterdir())
 
 
 # `doctor` does for any command: what it calls is replaced.

@@ -176,12 +176,25 @@ def test_one_bad_image_is_one_line(
         (("PICTURES", "--format", ","), "no such format"),
         (("PICTURES", "--views", "3"), "give --views 1, 2, 4 or 8"),
         (("PICTURES", "--precision", "fp8"), "no such choice: fp8"),
+        (("PICTURES", "--precision", "int8"), "int8 is OpenVINO's alone; add --backend openvino"),
+        (("PICTURES", "--precision", "fp16"), "fp16 is for GPUs"),
+        (("PICTURES", "--mpp", "nan"), "--mpp nan: not a plausible size of a pixel; give 0.05 to 10 microns"),
+        (("PICTURES", "--mpp", "0.04"), "--mpp 0.04: not a plausible size of a pixel"),
+        (("PICTURES", "--mpp", "11"), "--mpp 11: not a plausible size of a pixel"),
         (("PICTURES", "-a", "EMPTY"), "not an adapter"),
     ],
 )
 def test_wrong_use_is_one_line_and_leaves_nothing(
-    arguments: tuple[str, ...], told: str, cli: Cli, adapter: Path, pictures: Path, tmp_path: Path, fake: FakePredictor
+    arguments: tuple[str, ...],
+    told: str,
+    cli: Cli,
+    adapter: Path,
+    pictures: Path,
+    tmp_path: Path,
+    fake: FakePredictor,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     (tmp_path / "empty").mkdir()
     given = [part.replace("PICTURES", str(pictures)).replace("EMPTY", str(tmp_path / "empty")) for part in arguments]
     before = sorted(tmp_path.rglob("*"))

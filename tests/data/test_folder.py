@@ -81,11 +81,12 @@ def test_ignore_mask_without_image_is_named(plain_folder: Path) -> None:
         open_tiles(plain_folder)
 
 
-def test_unknown_folders_are_refused_with_what_was_looked_for(tmp_path: Path) -> None:
+def test_unknown_folders_are_refused_in_a_short_line(tmp_path: Path) -> None:
     with pytest.raises(
-        NucloraError, match=r"no labelled tiles found; looked for nuinsseg: ORGAN/tissue images.*folder: "
-    ):
+        NucloraError, match=r"no labelled tiles found in any of \d+ layouts; name .* say --format \(docs/data\.md"
+    ) as caught:
         open_tiles(tmp_path)
+    assert len(str(caught.value)) - len(str(tmp_path)) < 200
     with pytest.raises(NucloraError, match="no such folder"):
         open_tiles(tmp_path / "absent")
     (tmp_path / "data.zip").touch()

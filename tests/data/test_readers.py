@@ -263,7 +263,7 @@ def test_qupaths_annotations_are_nuclei_where_nothing_else_is(tmp_path: Path) ->
     [
         ([1, 2], "no GeoJSON features"),
         (3, "no GeoJSON features"),
-        ({"type": "FeatureCollection"}, "cannot be read"),
+        ({"type": "FeatureCollection"}, "no GeoJSON features; export the objects from QuPath again"),
         (
             [feature({"type": "Polygon", "coordinates": [[["a", 2], [3, 4], [5, 6]]]})],
             "object 1: coordinates that make no",
@@ -277,6 +277,37 @@ def test_bad_geojson_is_named(tmp_path: Path, content: Any, told: str) -> None:
     geojson(tmp_path, content)
     with pytest.raises(NucloraError, match=rf"a\.geojson: {told}"):
         open_tiles(tmp_path)[0].read()
+
+
+@pytest.mark.parametrize("content", ["", " \n"])
+def test_an_empty_geojson_file_has_no_features(tmp_path: Path, content: str) -> None:
+    geojson(tmp_path, []).write_text(content)
+    with pytest.raises(NucloraError, match=r"a\.geojson: no GeoJSON features; export the objects from QuPath again"):
+        open_tiles(tmp_path)[0].read()
+
+
+def test_outlines_outside_the_image_are_told_by_the_check(tmp_path: Path) -> None:
+    height, width = SHAPE
+    parts = {"type": "MultiPolygon", "coordinates": [[square(width, 0, 5)], [square(0, height + 3, 5)]]}
+    geojson(
+        tmp_path,
+        [
+            feature(polygon(square(-9, 2, 9)), "detection"),
+            feature(parts, "detection"),
+            feature({"type": "GeometryCollection", "geometries": [polygon(square(0, -9, 5)), parts]}, "detection"),
+            # In it: by a corner, between the centres of its pixels, and by one part of two.
+            feature(polygon(square(-5, -5, 7)), "detection"),
+            feature(polygon(square(9.6, 9.6, 0.3)), "detection"),
+            feature({**parts, "coordinates": [*parts["coordinates"], [square(20, 20, 5)]]}, "detection"),
+            # No nuclei: a region, and what has no outline.
+            feature(polygon(square(900, 900, 9)), "annotation"),
+            feature({"type": "Polygon", "coordinates": []}, "detection"),
+        ],
+    )
+    (fault,) = check_data(tmp_path).faults
+    assert (fault.path, fault.spoils) == (str(tmp_path / "a.geojson"), False)
+    assert fault.reason == "3 of 6 outlines lie outside the image"
+    assert fault.mend == "is it the GeoJSON of another image, or of a slide?"
 
 
 def test_what_nuclora_predicts_is_read_back(tmp_path: Path) -> None:
@@ -349,6 +380,21 @@ def test_files_of_new_matlab_are_refused_by_name(tmp_path: Path) -> None:
         NucloraError, match=r"a\.mat: a file of MATLAB 7\.3 \(HDF5\).*save it in MATLAB with save\(.*-v7"
     ):
         open_tiles(tmp_path)[0].read()
+
+
+def test_a_damaged_matlab_file_is_named_and_hides_no_data_set(tmp_path: Path) -> None:
+    png(tmp_path / "Images" / "a.png", TILE.image)
+    (tmp_path / "Labels").mkdir()
+    path = tmp_path / "Labels" / "a.mat"
+    savemat(path, {"inst_map": TILE.labels})
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(NucloraError, match=r"a\.mat: cannot be read \(.*\); the file is damaged"):
+        open_tiles(tmp_path)[0].read()
+    assert [fault.path for fault in check_data(tmp_path).faults] == [str(path)]
+    # What belongs to no image says nothing.
+    path.rename(path.with_name("b.mat"))
+    with pytest.raises(NucloraError, match="no labelled tiles found"):
+        open_tiles(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pickle
 import struct
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import tifffile
 from PIL import Image
 
 from nuclora.data import Tile, open_tiles
-from nuclora.data.images import read_image, read_labels, read_mask
+from nuclora.data.images import image_shape, read_image, read_labels, read_mask
 from nuclora.errors import NucloraError
 
 
@@ -198,6 +199,48 @@ def test_several_pages_are_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "x.tif")
     with pytest.raises(NucloraError, match=r"3 pages where one is expected"):
         read_labels(tmp_path / "x.tif")
+
+
+@pytest.mark.parametrize("bigtiff", [False, True])
+def test_a_tiff_is_one_whatever_its_suffix(tmp_path: Path, bigtiff: bool) -> None:
+    tiff, path = tmp_path / "x.tif", tmp_path / "x.png"
+    for pixels, told in (
+        (np.zeros((3, 20, 30), np.uint8), "3 pages where one is expected; save one"),
+        (rgb((20, 30)).astype(np.uint16), "uint16 image where 8 bits"),
+    ):
+        tifffile.imwrite(tiff, pixels, photometric="minisblack", bigtiff=bigtiff)
+        tiff.rename(path)
+        with pytest.raises(NucloraError, match=rf"x\.png: {told}"):
+            read_image(path)
+    np.testing.assert_array_equal(read_labels(path), rgb((20, 30)))
+    tifffile.imwrite(tiff, rgb(), photometric="rgb", bigtiff=bigtiff)
+    tiff.rename(path)
+    np.testing.assert_array_equal(read_image(path), rgb())
+    assert image_shape(path) == (20, 30)
+    # Colours that go through Pillow.
+    Image.new("CMYK", (16, 16), (55, 155, 205, 0)).save(tiff)
+    tiff.rename(path)
+    np.testing.assert_allclose(read_image(path)[4, 4], (200, 100, 50), atol=2)
+
+
+@pytest.mark.parametrize(
+    ("kind", "mend"),
+    [
+        ("png", r"it is a PNG file: rename it to x\.y\.png"),
+        ("jpeg", r"it is a JPEG file: rename it to x\.y\.jpg"),
+        ("webp", r"it is a WEBP file: rename it to x\.y\.webp"),
+        ("gif", "it is a GIF file: save it as PNG or TIFF"),
+    ],
+)
+@pytest.mark.parametrize("read", [read_image, read_labels, image_shape])
+def test_a_wrong_suffix_is_no_damage(tmp_path: Path, kind: str, mend: str, read: Callable[[Path], object]) -> None:
+    path = tmp_path / "x.y.tif"
+    Image.fromarray(rgb()).save(path, format=kind)
+    with pytest.raises(NucloraError, match=rf"x\.y\.tif: cannot be read \(.*\); {mend}$"):
+        read(path)
+    path = path.rename(tmp_path / "x.y.npy")
+    with pytest.raises(NucloraError, match=rf"x\.y\.npy: cannot be read \(.*\); {mend}$"):
+        read_labels(path)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp", "tif", "lzw.tif"])

@@ -64,6 +64,13 @@ def test_inputs_that_mean_no_image_are_named(folder: Path, given: str, told: str
     assert Path(str(error.value.path)) == folder / given
 
 
+def test_an_empty_input_is_not_the_current_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    assert names(".") == ["a", "b", "c"]
+    with pytest.raises(NucloraError, match="an input is empty; name a file, a folder or a glob"):
+        names("", "a.JPG")
+
+
 def test_of_dicom_one_file_is_named_for_each_slide(folder: Path) -> None:
     for name in ("level-0.dcm", "level-1.dcm"):
         (folder / name).touch()

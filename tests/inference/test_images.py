@@ -69,7 +69,7 @@ class Prediction:
     ) -> Outcome:
         made_by = made_by or {"adapter": {"sha": "a"}, "precision": "no"}
         how = How(made_by, self.load, formats, EvaluateSettings(), **more)
-        with open_outputs(self.out) as folder:
+        with open_outputs(self.out, overwrite=how.overwrite) as folder:
             return predict_images(find_images([self.inputs]), folder, how, engine=self.engine, progress=progress)
 
 
@@ -159,6 +159,14 @@ def test_a_store_is_kept_and_made_anew_like_a_file(prediction: Prediction) -> No
     prediction(formats=("table",), made_by=other, overwrite=True)
     assert not (store / "mine").exists()
     assert (store / "zarr.json").exists()
+
+
+def test_what_a_kill_left_of_a_store_goes(prediction: Prediction) -> None:
+    """Also where this command writes no store."""
+    (prediction.out / ".im 0.zarr.scratch" / "new").mkdir(parents=True)
+    prediction(formats=("labels",))
+    assert not list(prediction.out.glob("*.scratch"))
+    assert not list(prediction.out.glob(".*.scratch"))
 
 
 def test_a_folder_that_nuclora_did_not_make_is_not_replaced(prediction: Prediction) -> None:
@@ -318,6 +326,22 @@ def test_an_image_named_summary_is_refused(prediction: Prediction) -> None:
             prediction(overwrite=overwrite)
 
 
+@pytest.mark.parametrize("name", ["a" * 250, "a" * 240, "細胞核" * 26])
+def test_a_name_too_long_for_its_outputs_stops_no_other(name: str, prediction: Prediction) -> None:
+    """Some are too long at once, some only for the file that is written first under a longer name."""
+    Image.fromarray(spots(1)).save(prediction.inputs / f"{name}.png")
+    for overwrite in (False, True):
+        outcome = prediction(overwrite=overwrite)
+        assert [row.nuclei for row in outcome.rows] == [1, 2, 3]
+        (failure,) = outcome.failures
+        assert str(failure).endswith(f"{name}.png: the name is too long for its outputs; rename the image")
+
+
+def test_the_longest_name_has_all_outputs(prediction: Prediction) -> None:
+    shutil.copy(prediction.inputs / "im 0.png", prediction.inputs / f"{'b' * 229}.png")
+    assert len(prediction().rows) == 4
+
+
 def test_a_bad_image_does_not_stop_the_others(prediction: Prediction) -> None:
     (prediction.inputs / "im 1.tif").write_bytes(b"no image at all")
     outcome = prediction()
@@ -387,10 +411,30 @@ def test_damaged_notes_are_named(prediction: Prediction) -> None:
     prediction()
     mistyped = '{"name": "a", "path": 3, "sha256": "", "made_by": {}, "formats": [], "row": null}'
     unhashed = '{"file": "a", "sha256": "", "stamp": [1, "2", 3]}'
+    notes = AppendLog(prediction.out / "predict.jsonl")
+    before = notes.lines()
     for garbage in (unhashed, '{"name": 1}', "[]", "3", "not JSON", mistyped):
-        AppendLog(prediction.out / "predict.jsonl").rewrite([garbage])
-        with pytest.raises(NucloraError, match=r"predict\.jsonl: damaged"):
+        notes.rewrite([before[0], garbage, *before[1:]])
+        with pytest.raises(NucloraError, match=r"predict\.jsonl: line 2 is damaged; delete this line and .* anew with"):
             OutputFolder(prediction.out)
+
+
+def test_damaged_notes_go_where_all_is_made_anew(prediction: Prediction) -> None:
+    first = prediction()
+    notes = prediction.out / "predict.jsonl"
+    *others, last = notes.read_bytes().splitlines(keepends=True)
+    notes.write_bytes(b"".join([*others, b"\xff" + last, b"not JSON\n"]))
+    assert [row.nuclei for row in prediction(overwrite=True).rows] == [row.nuclei for row in first.rows]
+    assert len(prediction().kept) == 3
+
+
+def test_a_damaged_note_that_is_deleted_with_its_outputs_costs_its_image_alone(prediction: Prediction) -> None:
+    prediction()
+    notes = AppendLog(prediction.out / "predict.jsonl")
+    notes.rewrite([line for line in notes.lines() if '"im 1"' not in line])
+    for output in prediction.out.glob("im 1.*"):
+        shutil.rmtree(output) if output.is_dir() else output.unlink()
+    assert len(prediction().kept) == 2
 
 
 def test_an_image_that_the_model_fails_on_is_named(prediction: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:

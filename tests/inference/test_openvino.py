@@ -47,6 +47,11 @@ def test_what_it_cannot_compute_is_refused(model):
         OpenVinoNetwork(convert(model, 64, DENSE.window), "fp16")
 
 
+def test_the_mend_is_not_what_was_refused():
+    with pytest.raises(NucloraError, match=r"does not compute in int8 here; --precision no or bf16$"):
+        OpenVinoNetwork(None, "int8")
+
+
 def test_without_openvino_the_way_to_get_it_is_told(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     with pytest.raises(NucloraError, match="needs the package openvino") as caught:

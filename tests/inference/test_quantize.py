@@ -249,6 +249,12 @@ def test_what_is_there_is_not_written_over(dense_adapter: Path, tiles: Path) -> 
         quantize_adapter(dense_adapter, [tiles], tiles)
 
 
+def test_images_are_looked_for_before_the_model_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "require", lambda *names: None)
+    with pytest.raises(NucloraError, match=r"none\.png: no such file or folder"):
+        quantize_adapter(tmp_path / "no adapter", [tmp_path / "none.png"], tmp_path / "out")
+
+
 def test_without_nncf_the_way_to_get_it_is_told(
     dense_adapter: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -207,6 +207,23 @@ def test_a_damaged_part_is_named(slide: Path, tmp_path: Path) -> None:
     assert predict(slide, out).rows[0].nuclei > 30
 
 
+def test_a_damaged_note_of_the_parts_is_told_and_dropped_when_told(slide: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        predict(slide, out, block_progress=stop_after(2))
+    (out / "slide.parts" / "made-from.json").write_bytes(b"\xff\xfe")
+    with pytest.raises(NucloraError, match=r"slide\.parts: there is unfinished .*: no sound made-from\.json; name"):
+        predict(slide, out)
+    assert predict(slide, out, overwrite=True).rows[0].nuclei > 30
+
+
+def test_files_that_are_no_parts_are_passed_over(tmp_path: Path) -> None:
+    for name in ("000012.npz", "1000000.npz", "copy of 000001.npz", "12.npz", "0000013.npz", "000014 (1).npz"):
+        (tmp_path / name).touch()
+    (tmp_path / "made-from.json").write_text("{}")
+    assert Parts(tmp_path, {}).indices() == [12, 1_000_000]
+
+
 def test_a_full_disk_keeps_what_is_done(slide: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from nuclora.inference import parts as of_parts
 

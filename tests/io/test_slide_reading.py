@@ -232,6 +232,17 @@ def test_openslide_reads_what_tifffile_reads(image: np.ndarray, tmp_path: Path) 
             assert np.abs(ours - theirs).mean() < (0.01 if scale <= 1 else 6)
 
 
+def test_a_picture_with_the_suffix_of_a_slide_is_told(tmp_path: Path) -> None:
+    pytest.importorskip("openslide")
+    Image.new("RGB", (9, 9)).save(tmp_path / "x.svs", format="png")
+    with pytest.raises(NucloraError, match=r"x\.svs: OpenSlide cannot.*; it is a PNG file: rename it to x\.png$"):
+        open_slide(tmp_path / "x.svs")
+    # The first file of an MRXS is a JPEG: what OpenSlide misses are the others.
+    Image.new("RGB", (9, 9)).save(tmp_path / "x.mrxs", format="jpeg")
+    with pytest.raises(NucloraError, match=r"x\.mrxs: OpenSlide cannot.*; the file is damaged or no slide: get it"):
+        open_slide(tmp_path / "x.mrxs")
+
+
 def test_a_slide_in_dicom_is_found_by_any_of_its_files(image: np.ndarray, tmp_path: Path) -> None:
     pytest.importorskip("openslide")
     coarsest = write_dicom(tmp_path / "slide", image, 0.5)

@@ -73,7 +73,8 @@ def test_a_recipe_file_stands_beside_its_list(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new", "told"),
     [
-        ("name: mine", "nam: mine", "name: Field required"),
+        ("name: mine", "nam: mine", "nam: no such field"),
+        ("name: mine\n", "", "name: Field required"),
         ("name: mine", "name: mine\nfolds: 3", "folds: no such field"),
         ("why: small", "why: small, also: x", "rows.0.also: no such field"),
         ("rank-4", "../up", "rows.0.name: String should match pattern"),

@@ -163,6 +163,8 @@ def test_half_precision_copy_is_half_as_large_and_finds_the_same(run, tiny_data,
         save_half(folder, half)
     # The tiles' format does not say how large a pixel is; who knows it can.
     assert read_card(half).microns_per_pixel is None
+    with pytest.raises(NucloraError, match="--mpp nan: not a plausible size of a pixel"):
+        save_half(folder, tmp_path / "scaled", microns_per_pixel=float("nan"))
     save_half(folder, tmp_path / "scaled", microns_per_pixel=0.25)
     assert read_card(tmp_path / "scaled") == read_card(half).model_copy(update={"microns_per_pixel": 0.25})
 

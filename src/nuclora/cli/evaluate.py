@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from nuclora.cli.options import AsJson, DataFormat, Weights
+from nuclora.cli.options import AsJson, DataFormat, Weights, named
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,6 +110,8 @@ def evaluate(
 def _model_and_data(places: list[str], base: str | None) -> tuple[str, str]:
     from nuclora.errors import NucloraError
 
+    for place in places:
+        named(place)
     wanted = 1 if base else 2
     if len(places) != wanted:
         raise NucloraError(

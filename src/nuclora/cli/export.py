@@ -15,9 +15,7 @@ def export(
         float | None,
         typer.Option(
             "--mpp",
-            min=0.05,
-            max=10,
-            help="Microns per pixel of the training tiles, by which slides are rescaled.",
+            help="Microns per pixel, 0.05 to 10, of the training tiles, by which slides are rescaled.",
             show_default="as the card says",
         ),
     ] = None,

@@ -7,7 +7,22 @@ from typing import Annotated, Literal
 
 import typer
 
-Data = Annotated[Path, typer.Argument(help="Folder of labelled tiles.", show_default=False)]
+
+def named(given: str) -> Path:
+    """A place that an argument names.
+
+    Raises:
+        NucloraError: It names none.
+    """
+    if not given:
+        # A shell's variable that is not set; as a path it would be the current folder.
+        from nuclora.errors import NucloraError
+
+        raise NucloraError("an argument is empty", mend="name a folder")
+    return Path(given)
+
+
+Data = Annotated[Path, typer.Argument(help="Folder of labelled tiles.", parser=named, show_default=False)]
 DataFormat = Annotated[
     str | None,
     typer.Option(

@@ -46,9 +46,7 @@ def predict(
         float | None,
         typer.Option(
             "--mpp",
-            min=0.001,
-            max=100,
-            help="Microns per pixel: of images, which are rescaled by it to what the adapter knows; "
+            help="Microns per pixel, 0.05 to 10: of images, which are rescaled by it to what the adapter knows; "
             "of slides, in place of what the file says.",
         ),
     ] = None,

@@ -31,16 +31,14 @@ class Format:
     Attributes:
         looks_like: Whether a folder seems to be of this format.
         list_tiles: Finds the tiles and the incomplete ones.
-        layout: The expected layout in a few words, for errors.
     """
 
     looks_like: Callable[[Path], bool]
     list_tiles: Callable[[Path], Listing]
-    layout: str
 
 
 FORMATS: dict[str, Format] = {
-    module.NAME: Format(module.looks_like, module.list_tiles, module.LAYOUT)
+    module.NAME: Format(module.looks_like, module.list_tiles)
     for module in (nuinsseg, folder, monuseg, pannuke, matlab, coco, qupath, cellpose, stardist, dsb2018)
 }
 # Our own first: where one of them fits, what lies beside it (overlays, exports) is not taken for another data set.
@@ -97,7 +95,11 @@ def _look(root: Path) -> str:
         return nuinsseg.NAME
     if (root / folder.IMAGES).is_dir() or (root / folder.LABELS).is_dir():
         return folder.NAME
-    layouts = "; ".join(f"{name}: {kind.layout}" for name, kind in FORMATS.items())
+    # What is damaged: its reader says which file.
+    if matlab.looks_damaged(root):
+        return matlab.NAME
     raise NucloraError(
-        f"no labelled tiles found; looked for {layouts}", path=root, mend="name the folder that is laid out so"
+        f"no labelled tiles found in any of {len(FORMATS)} layouts",
+        path=root,
+        mend="name the folder that holds images and labels, or say --format (docs/data.md shows the layouts)",
     )

@@ -18,7 +18,6 @@ from nuclora.data.tiles import Listing, Tile
 from nuclora.errors import NucloraError
 
 NAME = "cellpose"
-LAYOUT = "X_masks.tif|png beside X.png"
 
 _MASKS = re.compile(r"(?:_cp)?_masks$")
 _IMAGE = re.compile(r"_img$")

@@ -20,6 +20,7 @@ from scipy import ndimage
 
 from nuclora.data import list_tiles
 from nuclora.data.ids import renumber_far
+from nuclora.data.qupath import GeoJsonObjects
 from nuclora.data.tiles import Sample, Tile, counted
 from nuclora.errors import NucloraError
 
@@ -130,6 +131,7 @@ def check_data(
     for done, tile in enumerate(tiles, start=1):
         try:
             faults += _examine(tile, tile.read(), findings)
+            faults += _outside(tile)
         except NucloraError as error:
             faults.append(_fault(error))
         if progress is not None:
@@ -189,6 +191,15 @@ def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
             )
         ]
     return []
+
+
+def _outside(tile: Tile) -> list[Fault]:
+    """Outlines that are nowhere in the image are dropped, and nothing else tells of it."""
+    outside, outlines = tile.source.outside(tile) if isinstance(tile.source, GeoJsonObjects) else (0, 0)
+    if not outside:
+        return []
+    reason = f"{outside} of {counted(outlines, 'outline')} {'lies' if outside == 1 else 'lie'} outside the image"
+    return [Fault(str(tile.labels), reason, "is it the GeoJSON of another image, or of a slide?", spoils=False)]
 
 
 def count_components(labels: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -32,7 +32,6 @@ from nuclora.data.tiles import Files, Listing, Tile, Truth
 from nuclora.errors import NucloraError
 
 NAME = "coco"
-LAYOUT = "annotations/X.json of COCO's kind with its images"
 
 _HEAD = 1 << 16
 _KEYS = re.compile(

@@ -22,7 +22,6 @@ from nuclora.data.tiles import Files, Listing, Tile, Truth, is_junk, require_sha
 from nuclora.errors import NucloraError
 
 NAME = "dsb2018"
-LAYOUT = "ID/images/ID.png with ID/masks/*.png, a file a nucleus"
 
 IMAGES, MASKS = "images", "masks"
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from nuclora.errors import NucloraError
+from nuclora.io.kinds import other_kind
 
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"}) | TIFF_SUFFIXES
@@ -22,6 +23,10 @@ LABEL_SUFFIXES = frozenset({".png", ".npy"}) | TIFF_SUFFIXES
 MAX_PIXELS = 89_478_485
 
 _T = TypeVar("_T")
+# First bytes of TIFF and BigTIFF, of both byte orders.
+_TIFF_HEADS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Of these suffixes nothing but what they say is read; Pillow looks at the content alone.
+_BY_SUFFIX = TIFF_SUFFIXES | {".npy"}
 _LABEL_MODES = frozenset({"L", "P", "I", "I;16", "I;16L", "I;16B", "I;16N"})
 # What tifffile decodes straight to grey or RGB, and what goes through Pillow.
 _PLAIN_PHOTOMETRICS = frozenset({tifffile.PHOTOMETRIC.MINISBLACK, tifffile.PHOTOMETRIC.RGB})
@@ -58,7 +63,7 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     Raises:
         NucloraError: No such file, damaged, of other values or channels, several pages, or larger than a tile.
     """
-    return guard(_read_tiff_image if path.suffix.lower() in TIFF_SUFFIXES else _read_pillow_image, path)
+    return guard(lambda path: _read_tiff_image(path) if _is_tiff(path) else _read_pillow_image(path), path)
 
 
 def read_labels(path: Path) -> NDArray[np.int32]:
@@ -119,7 +124,11 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
     if values.ndim == 3 and values.shape[2] in (3, 4):
         values = np.any(values[..., :3] != 0, axis=2)
     if values.ndim != 2:
-        raise NucloraError(f"an array of shape {values.shape}, not a mask of shape (height, width)", path=path)
+        raise NucloraError(
+            f"an array of shape {values.shape}, not a mask of shape (height, width)",
+            path=path,
+            mend="save one plane of pixels, not zero where they are ignored",
+        )
     return values.astype(np.bool_)
 
 
@@ -129,7 +138,7 @@ def image_shape(path: Path) -> tuple[int, int]:
     Raises:
         NucloraError: No such file, or damaged.
     """
-    return guard(_tiff_shape if path.suffix.lower() in TIFF_SUFFIXES else _pillow_shape, path)
+    return guard(lambda path: _tiff_shape(path) if _is_tiff(path) else _pillow_shape(path), path)
 
 
 def open_array(path: Path) -> NDArray[Any]:
@@ -152,7 +161,7 @@ def guard(read: Callable[[Path], _T], path: Path) -> _T:
     except (NucloraError, MemoryError):
         raise
     except FileNotFoundError as error:
-        raise NucloraError("no such file", path=path) from error
+        raise NucloraError("no such file", path=path, mend="check the path") from error
     except PermissionError as error:
         raise NucloraError("may not be read", path=path, mend="check its permissions") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -160,9 +169,20 @@ def guard(read: Callable[[Path], _T], path: Path) -> _T:
     # Decoders raise whatever the damaged bytes lead them to: struct.error, SyntaxError, IndexError, ...
     except Exception as error:
         what = " ".join(str(error).replace(repr(str(path)), "").replace(str(path), "").split()) or type(error).__name__
+        mend = other_kind(path) if path.suffix.lower() in _BY_SUFFIX else None
         raise NucloraError(
-            f"cannot be read ({what[:160]})", path=path, mend="the file is damaged or cut short: get it again"
+            f"cannot be read ({what[:160]})",
+            path=path,
+            mend=mend or "the file is damaged or cut short: get it again",
         ) from error
+
+
+def _is_tiff(path: Path) -> bool:
+    """Whether a file is to be read as TIFF: Pillow would take its first page, and 8 of 16 bits, in silence."""
+    if path.suffix.lower() in TIFF_SUFFIXES:
+        return True
+    with path.open("rb") as file:
+        return file.read(4) in _TIFF_HEADS
 
 
 def _open_pillow(path: Path) -> Image.Image:
@@ -173,7 +193,7 @@ def _open_pillow(path: Path) -> Image.Image:
 
 def _read_pillow_image(path: Path) -> NDArray[Any]:
     with _open_pillow(path) as image:
-        # Pages of TIFF are counted before, and the pictures after the first of a phone's MPO are of other kinds.
+        # Pages of TIFF are counted before; the pictures after the first of a phone's MPO are of other kinds.
         frames = getattr(image, "n_frames", 1)
         if frames > 1 and image.format not in ("TIFF", "MPO"):
             raise _several(frames, path)
@@ -290,7 +310,7 @@ def _read_raw(path: Path) -> NDArray[Any]:
         values = _map_array(path)
         _refuse_large(values.shape, path)
         return np.array(values)
-    if suffix in TIFF_SUFFIXES:
+    if _is_tiff(path):
         with tifffile.TiffFile(path) as tiff:
             pixels = _decode(_only_page(tiff, path), path)
             return np.squeeze(pixels) if pixels.ndim > 2 else pixels

@@ -28,7 +28,6 @@ from nuclora.data.tiles import Files, Listing, Tile, Truth
 from nuclora.errors import NucloraError
 
 NAME = "matlab"
-LAYOUT = "Images/X.png with Labels/X.mat"
 
 KEY = "inst_map"
 _CONSEP = {"type_map", "inst_type"}
@@ -40,6 +39,12 @@ def looks_like(root: Path) -> bool:
     """Whether there is a MATLAB file with `KEY`, or one that is too new to be looked into."""
     first = next(walk(root, {".mat"}), None)
     return first is not None and (KEY in _keys(first) or _is_hdf5(first))
+
+
+def looks_damaged(root: Path) -> bool:
+    """Whether an image has a MATLAB file that cannot be opened: only reading it tells that it is one of these."""
+    stems = {path.stem for path in find_images(root, IMAGE_SUFFIXES)}
+    return any(path.stem in stems and not _keys(path) for path in walk(root, {".mat"}))
 
 
 def list_tiles(root: Path) -> Listing:

@@ -29,7 +29,6 @@ from nuclora.io.pyramid import Slide
 from nuclora.io.slides import open_slide
 
 NAME = "monuseg"
-LAYOUT = "Tissue Images/X.tif with Annotations/X.xml"
 
 # Of ASAP, whose elements have similar names, is no Region.
 _APERIO = re.compile(rb"<Annotations[\s>]")

@@ -26,7 +26,6 @@ from nuclora.data.tiles import NO_GROUP, Listing, Tile, Truth
 from nuclora.errors import NucloraError
 
 NAME = "pannuke"
-LAYOUT = "Fold 1/images/fold1/images.npy with Fold 1/masks/fold1/masks.npy"
 
 IMAGES, MASKS, TYPES = "images.npy", "masks.npy", "types.npy"
 CLASSES = 5

@@ -55,6 +55,20 @@ def _inside(ring: ArrayLike, shape: tuple[int, int]) -> Pixels:
     return np.unique(np.asarray(rows, np.int64) * shape[1] + np.asarray(columns, np.int64))
 
 
+def misses(ring: ArrayLike, shape: tuple[int, int]) -> bool:
+    """Whether an outline lies wholly outside a tile; one without points does not.
+
+    Args:
+        ring: Points (N, 2) of x and y.
+        shape: Height and width of the tile.
+    """
+    points = np.asarray(ring, dtype=np.float64)
+    if not len(points):
+        return False
+    (left, top), (right, bottom) = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
+    return bool(right <= 0 or bottom <= 0 or left >= shape[1] or top >= shape[0])
+
+
 def union(parts: Iterable[Pixels]) -> Pixels:
     """Pixels that are in any of the parts, in ascending order."""
     return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))

@@ -14,7 +14,6 @@ from nuclora.data.pairs import group_of, pair, tile_name, walk
 from nuclora.data.tiles import Listing, Tile, is_junk
 
 NAME = "stardist"
-LAYOUT = "images/X.tif with masks/X.tif"
 
 IMAGES, MASKS = "images", "masks"
 

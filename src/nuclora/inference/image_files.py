@@ -64,6 +64,9 @@ def find_images(inputs: Sequence[str | Path], *, recursive: bool = False, unique
 
 
 def _expand(given: str, recursive: bool) -> list[ImageFile]:
+    if not given:
+        # A shell's variable that is not set; as a path it would be the current folder.
+        raise NucloraError("an input is empty", mend="name a file, a folder or a glob")
     path = Path(given)
     if path.is_dir():
         return _of_folder(path, recursive)

@@ -13,10 +13,11 @@ from nuclora.inference.canvas import Region, SlideOptions
 from nuclora.inference.engine import Engine, LocalEngine, NamedProgress, Progress
 from nuclora.inference.image_files import ImageFile, find_images
 from nuclora.inference.jobs import How, require_slides
-from nuclora.inference.loading import BACKENDS, Backend, load_model
+from nuclora.inference.loading import BACKENDS, Backend, load_model, require_precision, usual_device
 from nuclora.inference.outputs import FORMATS, USUAL, OutputFolder, Row, open_outputs
 from nuclora.inference.parts import remove_parts
 from nuclora.inference.provenance import choose_settings, identify_adapter
+from nuclora.io.microns import require_plausible
 from nuclora.models.adapter import read_card, shipped_adapter
 from nuclora.models.precision import PRECISIONS, Precision
 
@@ -86,14 +87,18 @@ def predict_files(
         engine: Who does the work; by default this process, one image after the other.
 
     Raises:
-        NucloraError: No such input, adapter, format, precision or backend; or the folder holds outputs that were made
-            differently.
+        NucloraError: No such input, adapter, format, precision or backend, one that does not go with the other or with
+            this machine, or microns that are not plausible; or the folder holds outputs that were made differently.
     """
     for choice, known in ((precision, PRECISIONS), (backend, BACKENDS)):
         if choice not in known:
             raise NucloraError(f"no such choice: {choice}", mend=f"choose one of {', '.join(known)}")
+    # Before a folder is made. What machines a cluster has, its workers will see.
+    is_here = engine is None or isinstance(engine, LocalEngine)
+    require_precision(precision, backend, usual_device() if is_here else None)
     if unknown := [name for name in formats if name not in FORMATS] or ([] if formats else ["(none)"]):
         raise NucloraError(f"no such format: {', '.join(unknown)}", mend=f"choose from {','.join(FORMATS)}")
+    require_plausible(microns_per_pixel)
     if "parquet" in formats:
         # Before hours of work, and not after.
         require("pyarrow", "--format parquet")
@@ -122,7 +127,7 @@ def predict_files(
         SlideOptions(microns_per_pixel, card.microns_per_pixel, region, not tissue_mask),
         overwrite,
     )
-    with open_outputs(out) as folder:
+    with open_outputs(out, overwrite=overwrite) as folder:
         return predict_images(
             images, folder, how, progress=progress, block_progress=block_progress, engine=engine or LocalEngine()
         )
@@ -148,7 +153,14 @@ def predict_images(
         block_progress: As in :func:`predict_files`.
     """
     outcome = Outcome(folder.root)
-    jobs = engine.find_jobs(images, folder, how, outcome.failures)
+    named = []
+    for image in images:
+        try:
+            folder.refuse_long_name(image)
+            named.append(image)
+        except NucloraError as error:
+            outcome.failures.append(error)
+    jobs = engine.find_jobs(named, folder, how, outcome.failures)
     work = []
     for job in jobs:
         if how.overwrite or not folder.is_done(job.image, job.sha256, job.made_by, how.formats):

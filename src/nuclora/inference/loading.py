@@ -56,7 +56,7 @@ def load_model(
             or the backend is not installed or does not compute so.
     """
     path = Path(weights) if weights is not None else None
-    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    place = torch.device(device) if device else usual_device()
     if str(source) in BASES:
         base = load_base(str(source), path)
         model: DenseSam | PeftModel = base.model
@@ -75,12 +75,9 @@ def load_model(
     chosen = resolve_precision(precision, place)
     size = input_size or trained_size
     dense = recipe.dense if recipe else None
-    if chosen == "fp16" and place.type == "cpu":
-        raise NucloraError("fp16 is for GPUs: a processor is a hundred times slower in it", mend="--precision no")
-    if chosen == "bf16" and backend == "openvino" and not is_fast_in_bfloat16(place):
-        raise NucloraError("OpenVINO is ten times slower in bf16 on this processor", mend="--precision no or int8")
+    require_precision(chosen, backend, place)
     if chosen == "int8":
-        _require_int8(backend, dense is not None, size == trained_size)
+        _require_int8(dense is not None, size == trained_size)
     network: DenseNetwork | None = None
     if backend == "openvino" and dense is not None:
         if place.type != "cpu":
@@ -103,6 +100,32 @@ def load_model(
     )
 
 
+def usual_device() -> torch.device:
+    """Where models compute unless told otherwise: CUDA if there is any, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def require_precision(precision: Precision, backend: Backend, place: torch.device | None) -> None:
+    """See that a backend computes in a precision, and in no time that is absurd.
+
+    Args:
+        precision: What is to be computed in.
+        backend: What runs the network.
+        place: Where; None where that is not known yet, as of the machines of a cluster.
+
+    Raises:
+        NucloraError: It does not.
+    """
+    if precision == "int8" and backend != "openvino":
+        raise NucloraError("int8 is OpenVINO's alone", mend="add --backend openvino")
+    if place is None:
+        return
+    if precision == "fp16" and place.type == "cpu":
+        raise NucloraError("fp16 is for GPUs: a processor is a hundred times slower in it", mend="--precision no")
+    if precision == "bf16" and backend == "openvino" and not is_fast_in_bfloat16(place):
+        raise NucloraError("OpenVINO is ten times slower in bf16 on this processor", mend="--precision no or int8")
+
+
 def _openvino_network(
     model: DenseSam | PeftModel, folder: Path, size: int, window: int, precision: Precision
 ) -> DenseNetwork:
@@ -114,9 +137,7 @@ def _openvino_network(
     return OpenVinoNetwork(convert(base_of(model), size, window), precision)
 
 
-def _require_int8(backend: Backend, is_dense: bool, own_size: bool) -> None:
-    if backend != "openvino":
-        raise NucloraError("int8 is OpenVINO's alone", mend="add --backend openvino")
+def _require_int8(is_dense: bool, own_size: bool) -> None:
     if not is_dense:
         raise NucloraError("int8 is for adapters with a dense decoder", mend="choose another --precision")
     if not own_size:

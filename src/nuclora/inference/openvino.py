@@ -34,7 +34,9 @@ class OpenVinoNetwork:
 
     def __init__(self, network: Any, precision: Precision) -> None:
         if precision not in _HINTS:
-            raise NucloraError(f"OpenVINO does not compute in {precision} here", mend="--precision bf16, int8 or no")
+            raise NucloraError(
+                f"OpenVINO does not compute in {precision} here", mend=f"--precision {' or '.join(_HINTS)}"
+            )
         self._compiled = (
             _require_openvino()
             .Core()

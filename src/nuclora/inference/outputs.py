@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
 from nuclora.errors import NucloraError
-from nuclora.files import AppendLog, disk_errors, hold, remove_torn
+from nuclora.files import LONGEST_NAME, AppendLog, disk_errors, hold, remove_torn
 from nuclora.inference.hashes import KnownHashes
 from nuclora.inference.image_files import ImageFile
 from nuclora.io.tables import write_rows
@@ -41,6 +42,8 @@ USUAL: Final = ("labels", "overlay", "geojson", "table")
 SUMMARY = "summary"
 _LOG = "predict.jsonl"
 _KINDS: Final = {"name": str, "path": str, "sha256": str, "made_by": dict, "formats": list}
+# Whatever is asked for now: other formats may be later.
+_LONGEST_NAME: Final = LONGEST_NAME - max(map(len, FORMATS.values()))
 _MEND = "name another folder with -o, or replace them with --overwrite"
 
 
@@ -91,11 +94,12 @@ class Record:
 
 
 @contextlib.contextmanager
-def open_outputs(root: Path) -> Iterator[OutputFolder]:
+def open_outputs(root: Path, *, overwrite: bool = False) -> Iterator[OutputFolder]:
     """Make a folder of outputs if need be, and hold it for this process.
 
     Args:
         root: The folder; made with its parents.
+        overwrite: As in :class:`OutputFolder`.
 
     Raises:
         NucloraError: It is a file, cannot be made, another process holds it, or its notes are damaged.
@@ -105,8 +109,8 @@ def open_outputs(root: Path) -> Iterator[OutputFolder]:
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     with hold(root, "folder"):
-        remove_torn(root)
-        yield OutputFolder(root)
+        remove_torn(root, stores=FORMATS["zarr"])
+        yield OutputFolder(root, overwrite=overwrite)
 
 
 class OutputFolder:
@@ -114,31 +118,36 @@ class OutputFolder:
 
     Args:
         root: An existing folder.
+        overwrite: Drop damaged notes, instead of refusing them: what is made anew needs none.
 
     Raises:
         NucloraError: Its notes are damaged.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, overwrite: bool = False) -> None:
         self.root = root
         self._log = AppendLog(root / _LOG)
         self.records: dict[str, Record] = {}
         """The last record of each image by name, in the order in which they were asked for."""
         self.hashes = KnownHashes(lambda note: self._log.append(json.dumps(note)))
         """The hashes of images that earlier commands have read."""
-        try:
-            for line in self._log.lines():
-                fields = json.loads(line)
-                if "stamp" in fields:
-                    self.hashes.restore(fields)
-                    continue
-                row = Row(**fields.pop("row")) if fields["row"] else None
-                record = Record(**(fields | {"row": row}))
-                if not all(isinstance(getattr(record, name), kind) for name, kind in _KINDS.items()):
-                    raise TypeError(f"a field of another type than {_KINDS}")
-                self.records[record.name] = record
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise NucloraError("damaged", path=self._log.path, mend="name another folder with -o") from error
+        lines = self._log.raw_lines()
+        sound = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                text = line.decode("utf-8")
+                self._restore(json.loads(text))
+                sound.append(text)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                if not overwrite:
+                    raise NucloraError(
+                        f"line {number} is damaged",
+                        path=self._log.path,
+                        mend="delete this line and the outputs of its image, or make all anew with --overwrite",
+                    ) from error
+        if len(sound) < len(lines):
+            # Else the next command, without --overwrite, would meet them again.
+            self._log.rewrite(sound)
 
     def path(self, name: str, output: str) -> Path:
         """File or folder of one output of an image."""
@@ -157,6 +166,15 @@ class OutputFolder:
             and record.made_by == made_by
             and all(output in record.formats and self.path(image.name, output).exists() for output in formats)
         )
+
+    def refuse_long_name(self, image: ImageFile) -> None:
+        """See that the outputs of an image can be called after it.
+
+        Raises:
+            NucloraError: Their names would be too long for a file system.
+        """
+        if len(os.fsencode(Path(image.name).name)) > _LONGEST_NAME:
+            raise NucloraError("the name is too long for its outputs", path=image.path, mend="rename the image")
 
     def refuse_name(self, image: ImageFile) -> None:
         """See that the outputs of an image are not called as the folder's own.
@@ -232,6 +250,17 @@ class OutputFolder:
         path = self.root / f"{SUMMARY}.csv"
         write_rows(path, list(Row.__dataclass_fields__), (row.values() for row in rows))
         return path
+
+    def _restore(self, fields: dict[str, Any]) -> None:
+        """Take up a note of an earlier command; raises nearly anything where it is none."""
+        if "stamp" in fields:
+            self.hashes.restore(fields)
+            return
+        row = Row(**fields.pop("row")) if fields["row"] else None
+        record = Record(**(fields | {"row": row}))
+        if not all(isinstance(getattr(record, name), kind) for name, kind in _KINDS.items()):
+            raise TypeError(f"a field of another type than {_KINDS}")
+        self.records[record.name] = record
 
     def _add(self, record: Record) -> None:
         self._log.append(json.dumps(asdict(record)))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import re
 import shutil
 import zipfile
 import zlib
@@ -25,6 +26,8 @@ from nuclora.inference.blocks import Found
 
 _MADE_FROM: Final = "made-from.json"
 _COLUMN: Final = "column-"
+# As `Parts._path` has it: what else lies there ("copy of 000012.npz") is none of ours.
+_NUMBER: Final = re.compile(r"[0-9]{6}|[1-9][0-9]{6,}")
 
 
 class Parts:
@@ -45,7 +48,7 @@ class Parts:
         if not root.exists():
             return
         note = root / _MADE_FROM
-        if note.is_file() and note.read_text("utf-8") == self._note:
+        if self._is_ours(note):
             return
         if not note.exists() and not self.indices():
             # A kill came between the folder and its note, or before the last of it was removed.
@@ -63,7 +66,7 @@ class Parts:
 
     def indices(self) -> list[int]:
         """Numbers of the blocks that are done, ascending."""
-        return sorted(int(path.stem) for path in self.root.glob("*.npz"))
+        return sorted(int(path.stem) for path in self.root.glob("*.npz") if _NUMBER.fullmatch(path.stem))
 
     def begin(self) -> None:
         """Note what the parts are made from, before several processes add to them.
@@ -141,6 +144,12 @@ class Parts:
             raise NucloraError(
                 "damaged", path=path, mend="delete it and run the same command again: it alone is made anew"
             ) from error
+
+    def _is_ours(self, note: Path) -> bool:
+        try:
+            return note.read_text("utf-8") == self._note
+        except (OSError, ValueError):
+            return False
 
     def _differing(self, note: Path) -> str:
         try:

@@ -90,13 +90,13 @@ def quantize_adapter(
     nncf, openvino = require("nncf", "int8"), require("openvino", "int8")
     if out.exists():
         raise NucloraError("exists already", path=out, mend="name a new folder")
+    paths = [image.path for image in find_images(inputs, unique=False)]
     card = read_card(adapter)
     predictor = load_model(adapter, weights=weights, prompts=False, device="cpu")
     files = {file.name: _read(file) for file in adapter.iterdir() if file.is_file() and not file.name.startswith(INT8)}
     with atomic_folder(out) as fresh:
         for name, content in files.items():
             (fresh / name).write_bytes(content)
-        paths = [image.path for image in find_images(inputs, unique=False)]
         calibrating, checking, apart = _draw_windows(paths, predictor, card.microns_per_pixel)
         looked = 0
 

@@ -6,6 +6,8 @@ import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from typing import Any, Final
 
+from nuclora.errors import NucloraError
+
 _PLAUSIBLE: Final = (0.05, 10.0)
 # Microns per pixel times power: scanners are built so that this holds to about a tenth.
 _AT_POWER_ONE: Final = 10.0
@@ -13,6 +15,23 @@ _OF_UNIT: Final = {"inch": 25_400.0, "centimeter": 10_000.0, "millimeter": 1_000
 # By the numbers of the TIFF tag; millimeter and micrometer are tifffile's own extension.
 _UNITS: Final = {2: "inch", 3: "centimeter", 4: "millimeter", 5: "micrometer"}
 _OME_UNITS: Final = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
+
+
+def require_plausible(microns: float | None) -> None:
+    """See that what a user says is a size that a pixel of a microscope's image can have.
+
+    Args:
+        microns: Microns per pixel; None where nothing is said.
+
+    Raises:
+        NucloraError: Not 0.05 to 10.
+    """
+    if microns is not None and not _plausible(microns):
+        least, most = _PLAUSIBLE
+        raise NucloraError(
+            f"--mpp {microns:g}: not a plausible size of a pixel",
+            mend=f"give {least:g} to {most:g} microns per pixel: 0.25 is 40x, 0.5 is 20x",
+        )
 
 
 def of_openslide(properties: Mapping[str, str]) -> float | None:

@@ -12,6 +12,7 @@ import numpy as np
 import tifffile
 
 from nuclora.errors import NucloraError
+from nuclora.io.kinds import other_kind
 from nuclora.io.microns import of_openslide, of_tiff
 from nuclora.io.pyramid import GLASS, Level, Pixels, Slide, overlap
 
@@ -57,7 +58,7 @@ def open_slide(path: Path, microns_per_pixel: float | None = None) -> Slide:
         NucloraError: No such file, damaged, not 8-bit RGB, or OpenSlide is needed and not installed.
     """
     if not path.is_file():
-        raise NucloraError("no such file", path=path)
+        raise NucloraError("no such file", path=path, mend="check the path")
     if path.suffix.lower() in TIFF_SUFFIXES:
         library = _openslide()
         # What it calls generic it knows less well than tifffile: no levels in sub-IFDs, no 16-bit told from 8.
@@ -89,9 +90,10 @@ class OpenSlideSlide(Slide):
             self._slide = library.OpenSlide(str(path))
         except library.OpenSlideError as error:
             what = " ".join(str(error).split())
-            raise NucloraError(
-                f"OpenSlide cannot read it ({what[:160]})", path=path, mend="the file is damaged or no slide"
-            ) from error
+            # The first file of an MRXS is a JPEG.
+            mend = other_kind(path) if path.suffix.lower() != ".mrxs" else None
+            mend = mend or "the file is damaged or no slide: get it again"
+            raise NucloraError(f"OpenSlide cannot read it ({what[:160]})", path=path, mend=mend) from error
         properties = dict(self._slide.properties)
         levels = [Level(width, height) for width, height in self._slide.level_dimensions]
         identity = properties.get(library.PROPERTY_NAME_QUICKHASH1, "")

@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 
 from nuclora.errors import NucloraError
 from nuclora.files import atomic_folder, write_atomic
+from nuclora.io.microns import require_plausible
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import LoadedBase, load_base, require_finite
 from nuclora.models.dense_sam import DenseSam
@@ -235,8 +236,10 @@ def save_half(folder: Path, out: Path, microns_per_pixel: float | None = None) -
         microns_per_pixel: Of the training tiles, where their format did not say; noted on the copy's card.
 
     Raises:
-        NucloraError: The adapter is damaged, `out` exists or cannot be written, or a weight is too large.
+        NucloraError: The adapter is damaged, `out` exists or cannot be written, a weight is too large, or the microns
+            are not plausible.
     """
+    require_plausible(microns_per_pixel)
     card = read_card(folder)
     names = [WEIGHTS, *([DENSE_WEIGHTS] if read_recipe(folder, card).dense is not None else [])]
     halves = {}

@@ -13,7 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nuclora.errors import NucloraError
-from nuclora.recipe import NOT_YAML, Recipe, fault, load_recipe, shipped_recipes
+from nuclora.recipe import NOT_YAML, Recipe, fault, load_recipe, read_yaml_file, shipped_recipes, yaml_fault
 
 REFERENCE = "reference"
 """Name of the row that is the recipe itself."""
@@ -100,15 +100,13 @@ def load_list(name: str | Path) -> ChangeList:
         if shipped:
             text = (resources.files("nuclora") / "recipes" / "ablations" / f"{source}.yaml").read_text("utf-8")
         else:
-            text = Path(source).read_text("utf-8")
+            choice = f"name a YAML file or one of {', '.join(shipped_lists())}"
+            text = read_yaml_file(source, "no such list of changes", choice)
         changes = ChangeList.model_validate(yaml.safe_load(text))
-    except (OSError, UnicodeDecodeError) as error:
-        choice = f"name a YAML file or one of {', '.join(shipped_lists())}"
-        raise NucloraError("no such list of changes", path=source, mend=choice) from error
     except ValidationError as error:
         raise NucloraError(f"not a list of changes: {fault(error)}", path=source, mend=mend) from error
     except NOT_YAML as error:
-        raise NucloraError(f"not YAML ({' '.join(str(error).split())})", path=source, mend=mend) from error
+        raise NucloraError(f"not YAML ({yaml_fault(error)})", path=source, mend=mend) from error
     if shipped or changes.recipe in shipped_recipes():
         return changes
     return changes.model_copy(update={"recipe": str(Path(source).parent / changes.recipe)})
