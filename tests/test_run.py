@@ -17,6 +17,7 @@ import pytest
 from nuclora.data.folds import FoldRow, FoldTable
 from nuclora.errors import NucloraError
 from nuclora.files import write_atomic
+from nuclora.metrics import METRICS
 from nuclora.recipe import load_recipe
 from nuclora.run import FINE_TUNED, ZERO_SHOT, Run
 
@@ -220,12 +221,26 @@ def test_a_fold_is_held_by_one_process_and_the_others_are_free(tmp_path):
         pass
 
 
+def _score(row: FoldRow) -> dict:
+    counts = dict.fromkeys(("nuclei_true", "nuclei_predicted", "missed", "false", "merged", "split"), 3)
+    return {"tile": row.tile, "group": row.group, "fold": row.fold, **counts, **dict.fromkeys(METRICS, 0.5)}
+
+
+@pytest.mark.parametrize("stage", [ZERO_SHOT, FINE_TUNED])
+def test_a_row_of_a_fold_that_is_none_is_named(stage, tmp_path):
+    run = _start(tmp_path / "run")
+    evaluation = run.evaluation_of(stage, "automatic", 1)
+    evaluation.add(_score(TABLE.rows[0]) | {"fold": 7}, np.zeros((3, 4), np.int32))
+    with pytest.raises(NucloraError, match=r"scores\.csv: damaged \(ValueError: tile .* is of fold 7\); delete it"):
+        run.rows(stage, "automatic")
+
+
 def test_rows_of_a_stage_are_those_of_all_its_folds(tmp_path):
     run = _start(tmp_path / "run")
     labels = np.zeros((3, 4), np.int32)
     for row in TABLE.rows:
         for evaluation in (run.fine_tuned(row.fold, "automatic"), run.zero_shot("automatic")):
-            evaluation.add({"tile": row.tile, "group": row.group, "fold": row.fold, "dice": 0.5}, labels)
+            evaluation.add(_score(row), labels)
     assert sorted(row["tile"] for row in run.rows(FINE_TUNED, "automatic")) == [row.tile for row in TABLE.rows]
     assert [row["tile"] for row in run.rows(ZERO_SHOT, "automatic")] == [row.tile for row in TABLE.rows]
     assert run.rows(FINE_TUNED, "oracle-box") == []
@@ -235,13 +250,35 @@ def test_rows_of_a_stage_are_those_of_all_its_folds(tmp_path):
 
 def test_training_records_pass_over_a_torn_line(tmp_path):
     run = _start(tmp_path / "run")
-    records = [{"kind": "step", "epoch": 1, "step": n, "loss": 1 / (n + 1)} for n in range(3)]
+    costs = {"seconds": 1.5, "memory_mb": 900.0}
+    records = [{"kind": "step", "epoch": 1, "step": n, "loss": 1 / (n + 1), **costs} for n in range(3)]
     for record in records:
         run.training_log(1).append(json.dumps(record))
     path = run.fold_folder(1) / "metrics.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
     assert run.training_records(1) == records[:2]
     assert run.training_records(2) == []
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"kind": "step", "seconds": 1, "memory_mb": 1},
+        {"kind": "epoch", "loss": "low"},
+        {"kind": "validation", "protocol": "automatic", "tiles": 3, "aji": 0.5, "pq": 0.5},
+        {"kind": "validation", "tiles": 3, "dice": 0.5, "aji": 0.5, "pq": 0.5},
+        {"kind": "memory"},
+        {"kind": "something"},
+    ],
+)
+def test_a_training_record_that_lacks_its_numbers_is_named(record, tmp_path):
+    run = _start(tmp_path / "run")
+    astray = {"kind": "epoch", "epoch": 1, "step": 1, "loss": float("nan")}
+    run.training_log(1).append(json.dumps(astray))
+    assert len(run.training_records(1)) == 1
+    run.training_log(1).append(json.dumps(record | {"epoch": 1, "step": 1}))
+    with pytest.raises(NucloraError, match=r"metrics\.jsonl: damaged .*; delete it"):
+        run.training_records(1)
 
 
 def test_everything_is_inside_the_run(tmp_path):

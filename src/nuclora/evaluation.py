@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Container, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nuclora.errors import NucloraError
 from nuclora.files import AppendLog, damaged, write_atomic
 from nuclora.io.labels import read_labels, write_labels
+from nuclora.metrics.score import METRICS
 
 Row = dict[str, Any]
 """One line of a table or a log, by column."""
+
+_COLUMNS = frozenset(
+    ("tile", "group", "fold", "nuclei_true", "nuclei_predicted", *METRICS, "missed", "false", "merged", "split")
+)
+_SCORES_MEND = "delete it and run the same command again: its tiles are scored anew"
+_TILE_MEND = "delete the scores.csv of this folder and run the same command again"
 
 
 class Evaluation:
@@ -36,12 +46,29 @@ class Evaluation:
         Raises:
             NucloraError: The file is damaged.
         """
-        with damaged(self._log.path, "delete it and run the same command again: its tiles are scored anew"):
+        with damaged(self._log.path, _SCORES_MEND):
             lines = self._log.lines()
             reader = csv.DictReader(lines, strict=True)
-            if lines and not {"tile", "group", "fold"} <= set(reader.fieldnames or ()):
-                raise ValueError("no columns tile, group, fold")
-            return [{key: _parse_cell(key, value) for key, value in row.items()} for row in reader]
+            if lines:
+                _require(_COLUMNS, reader.fieldnames)
+            rows = [{key: _parse_cell(key, value) for key, value in row.items()} for row in reader]
+            twice = [tile for tile, count in Counter(row["tile"] for row in rows).items() if count > 1]
+            if twice:
+                raise ValueError(f"tile {twice[0]} is there twice")
+            return rows
+
+    def rows_of(self, folds: Container[int]) -> list[Row]:
+        """The rows, where all are of some folds.
+
+        Raises:
+            NucloraError: The file is damaged, or has a row of another fold.
+        """
+        rows = self.rows
+        with damaged(self._log.path, _SCORES_MEND):
+            for row in rows:
+                if row["fold"] not in folds:
+                    raise ValueError(f"tile {row['tile']} is of fold {row['fold']}")
+        return rows
 
     def add(
         self, row: Mapping[str, Any], labels: NDArray[np.int32], nuclei: Sequence[Mapping[str, Any]] | None = None
@@ -62,9 +89,21 @@ class Evaluation:
             self._log.append(_csv_line(list(row)))
         self._log.append(_csv_line(list(row.values())))
 
-    def labels(self, tile: str) -> NDArray[np.int32]:
-        """Predicted labels of a tile, int32 (H, W)."""
-        return read_labels(self._labels_path(tile))
+    def labels(self, tile: str, shape: tuple[int, ...] | None = None) -> NDArray[np.int32]:
+        """Predicted labels of a tile, int32 (H, W).
+
+        Args:
+            tile: Its name.
+            shape: Its height and width, where they are to be compared.
+
+        Raises:
+            NucloraError: The file is missing, no label map, or of another shape.
+        """
+        path = self._labels_path(tile)
+        labels = read_labels(path)
+        if shape not in (None, labels.shape):
+            raise NucloraError(f"has shape {labels.shape}, and its tile {shape}", path=path, mend=_TILE_MEND)
+        return labels
 
     def nuclei(self, tile: str) -> list[dict[str, float]]:
         """Numbers of each nucleus predicted in a tile; none where the model does not score nuclei.
@@ -75,9 +114,12 @@ class Evaluation:
         path = self._nuclei_path(tile)
         if not path.exists():
             return []
-        with damaged(path, "delete the scores.csv of this folder and run the same command again"):
+        with damaged(path, _TILE_MEND):
             reader = csv.DictReader(path.read_text("utf-8").splitlines(), strict=True)
-            return [{key: float(value) for key, value in row.items()} for row in reader]
+            # Of a tile without nuclei the file is empty.
+            if reader.fieldnames:
+                _require({"score", "iou"}, reader.fieldnames)
+            return [{key: _finite(key, value) for key, value in row.items()} for row in reader]
 
     def _nuclei_path(self, tile: str) -> Path:
         return self.folder / "nuclei" / f"{tile}.csv"
@@ -97,4 +139,17 @@ def _csv_line(cells: Sequence[Any]) -> str:
 def _parse_cell(column: str, value: str) -> Any:
     if column in ("tile", "group"):
         return value
-    return int(value) if column == "fold" else float(value)
+    return int(value) if column == "fold" else _finite(column, value)
+
+
+def _finite(column: str, value: str) -> float:
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{column} is {value}")
+    return number
+
+
+def _require(columns: Set[str], there: Sequence[str] | None) -> None:
+    missing = sorted(columns - set(there or ()))
+    if missing:
+        raise ValueError(f"no column {', '.join(missing)}")

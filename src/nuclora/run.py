@@ -13,7 +13,7 @@ Nobody else joins paths inside a run. Its layout::
         adapter/            there once the fold is trained
         PROTOCOL/           scores.csv, labels/TILE.tif, nuclei/TILE.csv where the model scores its nuclei
       all-tiles/            like a fold, where training held nothing back
-      summary.json          there once everything is evaluated
+      summary.json          what was evaluated when the last session of `cv` or `train --fold` came to its end
       report/
 """
 
@@ -37,6 +37,14 @@ from nuclora.recipe import Recipe, load_recipe
 ZERO_SHOT = "zero-shot"
 FINE_TUNED = "fine-tuned"
 STAGES = (ZERO_SHOT, FINE_TUNED)
+
+_NUMBERS: Mapping[str, tuple[str, ...]] = {
+    "step": ("loss", "seconds", "memory_mb"),
+    "epoch": ("loss",),
+    "validation": ("tiles", "dice", "aji", "pq"),
+    "memory": ("tiles_at_once",),
+}
+"""What each kind of record of a training counts, beside `epoch` and `step`."""
 
 
 class _Base(BaseModel):
@@ -226,8 +234,8 @@ class Run:
         log = self.training_log(fold)
         with damaged(log.path, "delete it: only curves of the training are lost"):
             records = [json.loads(line) for line in log.lines()]
-            if any(not {"kind", "epoch", "step"} <= record.keys() for record in records):
-                raise ValueError("a record without kind, epoch or step")
+            for record in records:
+                _check_record(record)
             return records
 
     def zero_shot(self, protocol: str) -> Evaluation:
@@ -243,10 +251,15 @@ class Run:
         return self.zero_shot(protocol) if stage == ZERO_SHOT else self.fine_tuned(fold, protocol)
 
     def rows(self, stage: str, protocol: str) -> list[Row]:
-        """All evaluated tiles of a stage under a protocol, over all folds."""
+        """All evaluated tiles of a stage under a protocol, over all folds.
+
+        Raises:
+            NucloraError: A file of scores is damaged.
+        """
+        folds = self.folds.folds
         if stage == ZERO_SHOT:
-            return self.zero_shot(protocol).rows
-        return [row for fold in self.folds.folds for row in self.fine_tuned(fold, protocol).rows]
+            return self.zero_shot(protocol).rows_of(folds)
+        return [row for fold in folds for row in self.fine_tuned(fold, protocol).rows_of([fold])]
 
     @property
     def summary_path(self) -> Path:
@@ -257,6 +270,15 @@ class Run:
     def report_folder(self) -> Path:
         """Where the report goes unless told otherwise."""
         return self.folder / "report"
+
+
+def _check_record(record: Mapping[str, Any]) -> None:
+    """Require what readers of the log count on. Losses need not be finite: those of a training that went astray."""
+    for key in ("epoch", "step", *_NUMBERS[record["kind"]]):
+        if not isinstance(record[key], int | float):
+            raise TypeError(f"{key} is {record[key]!r}")
+    if record["kind"] == "validation" and not isinstance(record["protocol"], str):
+        raise TypeError(f"protocol is {record['protocol']!r}")
 
 
 def _left_by_a_start(path: Path) -> bool:

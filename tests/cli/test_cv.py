@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -285,3 +286,16 @@ def test_missing_data_are_told_before_torch_is_loaded(command, tmp_path):
     assert told.returncode == 2
     assert "missing: no such folder" in told.stderr
     assert told.stdout.strip() == "False"
+
+
+def test_an_evaluation_of_one_tile_has_a_dash_for_an_interval():
+    from rich.console import Console
+
+    from nuclora.cli.evaluate import _SHOWN, _print_table
+
+    interval = dict.fromkeys(_SHOWN) | {_SHOWN[0]: [0.25, 0.75]}
+    summary = {"tiles": 1, "mean": dict.fromkeys(_SHOWN, 0.5), "interval": interval, "description": "d"}
+    text = io.StringIO()
+    _print_table(Console(file=text, width=80), "model", {"automatic": summary})
+    assert "0.500 [0.250, 0.750]" in text.getvalue()
+    assert text.getvalue().count("0.500 –") == len(_SHOWN) - 1

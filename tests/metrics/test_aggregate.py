@@ -96,10 +96,15 @@ def test_rows_as_read_from_csv() -> None:
     assert summarise(text) == summarise(rows)
 
 
-def test_one_tile_has_an_interval_of_no_width() -> None:
+def test_where_no_fold_has_two_tiles_there_is_no_interval() -> None:
     summary = summarise([{"tile": "a", "group": "liver", "fold": 3, "pq": 0.25}], metrics=["pq"])
-    assert summary.interval == {"pq": [0.25, 0.25]}
+    assert summary.interval == {"pq": None}
     assert summary.folds == [{"fold": 3, "tiles": 1, "pq": 0.25}]
+    rows = make_rows(folds=(1, 1))
+    assert set(summarise(rows).interval.values()) == {None}
+    better = [{**row, "pq": float(str(row["pq"])) + 0.1} for row in rows]
+    assert paired_difference(better, rows, "pq") == (pytest.approx(0.1), None, None)
+    assert None not in summarise(make_rows(folds=(1, 2))).interval.values()
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def test_per_nucleus_equals_masks(seed: int, random_pair: RandomPair) -> None:
         assert matched == (best > 0.5)
 
 
+def test_predictions_in_vague_areas_match_nothing() -> None:
+    errors = classify_errors([[1, 1, 0, 2, 2]], [[3, 3, 0, 4, 4]], np.array([[0, 0, 0, 1, 1]], bool))
+    assert (errors.matched, errors.partners, errors.false) == ((1,), (3,), ())
+
+
 def test_empty_maps_have_no_errors() -> None:
     empty, one = np.zeros((3, 3), dtype=int), np.eye(3, dtype=int)
     assert sum(classify_errors(empty, empty).counts.values()) == 0

@@ -3,12 +3,14 @@ from __future__ import annotations
 import csv
 import io
 import itertools
+import re
 from typing import Any
 
 import pytest
 from rich.console import Console
 
 from nuclora.report.ablation_table import WIDTH, print_ablation, to_csv, to_markdown
+from nuclora.report.published import METRICS
 
 
 def _result(protocol: str, **other: Any) -> dict[str, Any]:
@@ -138,3 +140,17 @@ def test_markdown_has_a_line_a_row_and_protocol(summary):
     assert "0.800 [.750, .850]<br>-.012 [-.021, -.003]" in table[3]
     assert table[7].startswith("| later |")
     assert "lacking" in table[7]
+
+
+def test_without_an_interval_there_is_a_dash_and_no_colour(summary):
+    alone = {"interval": dict.fromkeys(METRICS), "difference": {name: [0.1, None, None] for name in METRICS}}
+    summary["rows"][2]["results"] = [_result("automatic", tiles=1, of_tiles=1, paired_tiles=1, **alone)]
+    text = io.StringIO()
+    print_ablation(Console(file=text, width=WIDTH, force_terminal=True, color_system="standard"), summary)
+    (line,) = [line for line in text.getvalue().splitlines() if "1 tiles" in line]
+    assert line.count("+.100 –") == 3
+    assert not {"\x1b[32m", "\x1b[31m"} & set(re.findall(r"\x1b\[[0-9;]*m", line))
+    assert "0.800 –<br>+.100 –" in to_markdown(summary)
+    (row,) = [row for row in csv.DictReader(io.StringIO(to_csv(summary))) if row["row"] == "partial"]
+    assert (row["aji"], row["aji_low"], row["aji_high"]) == ("0.5556", "", "")
+    assert (row["aji_difference"], row["aji_difference_low"]) == ("0.1", "")

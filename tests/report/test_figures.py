@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from matplotlib.path import Path
 
+from nuclora.data.tiles import Sample
+from nuclora.metrics import classify_errors
 from nuclora.report import breakdowns, figures, overlays
 from nuclora.report.style import render
 from nuclora.report.summary import summarise_run
@@ -114,3 +117,76 @@ def test_svg_is_the_same_each_time() -> None:
         render(breakdowns.aji_against_density(np.array([1.0, 2.0]), np.array([0.5, 0.6])), "svg") for _ in range(2)
     )
     assert first == second
+
+
+def _inside(figure: Figure) -> None:
+    """Require that no text leaves the figure."""
+    figure.canvas.draw()
+    whole = figure.bbox
+    for axes in figure.axes:
+        for text in (axes.title, axes._left_title, axes.xaxis.label, axes.yaxis.label, *axes.texts):
+            box = text.get_window_extent()
+            assert whole.x0 <= box.x0 <= box.x1 <= whole.x1, text
+            assert whole.y0 <= box.y0 <= box.y1 <= whole.y1, text
+
+
+def test_three_protocols_before_and_after_fit_their_figure() -> None:
+    values = np.array([0.0, 0.4, 1.0])
+    names = ("oracle-box", "oracle-point", "automatic")
+    figure = figures.before_and_after(dict.fromkeys(names, (values, values)))
+    _inside(figure)
+    for axes in figure.axes:
+        # The diagonal alone ends at the frame; marks at 0 and 1 are whole.
+        assert [line.get_clip_on() for line in axes.lines] == [True, False, False]
+
+
+def test_marks_at_a_score_of_zero_are_whole() -> None:
+    bins = [{"score": 0.0, "iou": 0.0, "nuclei": 3, "quartiles": [0.0, 0.1]}]
+    cuts = [{"score": 0.0, "precision": 1.0, "recall": 0.0, "kept": 1.0}]
+    left, right = breakdowns.score_reliability(bins, cuts).axes
+    marked = [*left.lines[1:], *left.collections, *right.lines]
+    assert len(marked) == 5
+    assert not any(artist.get_clip_on() for artist in marked)
+
+
+@pytest.mark.parametrize("low", [0.0, 0.05, 0.2])
+def test_numbers_of_low_bars_stay_in_their_axes_and_off_the_line_of_the_mean(low: float) -> None:
+    for mean in (0.1, 0.3, 0.97):
+        folds = [{"fold": 1, "dice": low, "aji": low, "pq": low}]
+        entry = {
+            "protocol": "automatic", "tiles": 1, "of_tiles": 1,
+            "folds": folds, "mean": dict.fromkeys(("dice", "aji", "pq"), mean),
+        }  # fmt: skip
+        figure = figures.final_by_fold([entry])
+        figure.canvas.draw()
+        for axes in figure.axes:
+            box = axes.texts[0].get_window_extent().transformed(axes.transData.inverted())
+            assert 0 <= box.y0 <= box.y1 <= 1
+            assert not box.y0 <= mean <= box.y1
+
+
+def test_predictions_in_vague_areas_are_not_drawn_as_found() -> None:
+    labels = np.zeros((40, 40), np.int32)
+    labels[2:12, 2:12], labels[20:35, 20:35] = 1, 2
+    ignore = labels == 2
+    errors = classify_errors(labels, labels, ignore)
+    axes = Figure().subplots()
+    overlays.draw_errors(axes, labels, labels, errors)
+    # A casing and an outline of the one that is scored.
+    assert [len(drawn.get_paths()) for drawn in axes.collections] == [1, 1]
+    assert axes.collections[0].get_paths()[0].get_extents().x1 < 20
+
+
+def test_long_names_of_tiles_stay_over_their_picture() -> None:
+    labels = np.zeros((40, 40), np.int32)
+    sample = Sample(np.zeros((40, 40, 3), np.uint8), labels, labels > 0)
+    errors = classify_errors(labels, labels)
+    name = "images/" + 4 * "0a7d30b252359a10"
+    one = overlays.Example("median", name, sample, labels, errors, {"dice": 1.0, "aji": 1.0, "pq": 1.0})
+    for figure in (overlays.examples([one]), overlays.sample_with_labels(name, sample)):
+        first, second = figure.axes[:2]
+        figure.canvas.draw()
+        title = first._left_title
+        assert "…" in title.get_text()
+        assert title.get_window_extent().x1 <= second.get_window_extent().x0
+    assert overlays._shortened("human_liver_01", 27) == "human_liver_01"

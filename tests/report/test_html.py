@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -166,6 +167,67 @@ def test_a_dense_run_tells_of_its_scores_and_thresholds(dense_run: Run, tmp_path
     assert "tuned on the same tiles" in parsed.text
     assert any(row[0] == "Dense decoder" and row[2] == "yes" for row in rows)
     assert any(row[0] == "All: base, LoRA and dense decoder" for row in rows)
+
+
+def test_captions_name_the_tiles_that_are_scored(dense_run: Run, tiles: TileSet) -> None:
+    summary = summarise_run(dense_run)
+    told = {}
+    for scored, words in (("test", "test tiles"), ("inner", "inner validation tiles")):
+        shown = list(plates(dense_run, summary | {"scored": scored}, tiles))
+        told[scored] = {one.name: one.caption for one in shown if one.section != "training"}
+        assert sum(words in caption for caption in told[scored].values()) == 8
+    assert not any("test tile" in caption for caption in told["inner"].values())
+    assert "The diamond is the mean over tiles." in told["test"]["zero-shot-and-fine-tuned"]
+    assert "by equal shares of the nuclei" in told["test"]["recall-by-size"]
+    # Whole names, which the titles over the pictures may shorten.
+    named = [name for name in dense_run.folds.test(1) if name in told["test"]["fold-1-automatic"]]
+    assert len(named) == 3
+
+
+def test_nothing_is_said_of_the_errors_without_true_nuclei(run: Run) -> None:
+    summary = summarise_run(run)
+
+    def drawn() -> list[str]:
+        found = [one.draw() for one in plates(run, summary, None) if one.name == "error-types"]
+        return [label.get_text() for figure in found for label in figure.axes[0].get_yticklabels()]
+
+    assert len(drawn()) == 6
+    summary["results"][0]["errors"] = dict.fromkeys(summary["results"][0]["errors"], 0)
+    assert "zero-shot, oracle-box" not in drawn()
+    assert len(drawn()) == 5
+    for entry in summary["results"]:
+        entry["errors"] = dict.fromkeys(entry["errors"], 0)
+    assert drawn() == []
+
+
+def test_odd_runs_have_their_page(dense_run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("nuclora.report.html.save_plate", lambda plate, folder: "data:,")
+    try:
+        folder = Path(shutil.copytree(dense_run.folder, tmp_path / "run\udcff"))
+    except OSError:
+        pytest.skip("this file system has no such names")
+    info = json.loads((folder / "run.json").read_text())
+    for session in info["sessions"]:
+        del session["packages"]
+    (folder / "run.json").write_text(json.dumps(info))
+    card = json.loads((folder / "fold-2" / "adapter" / "nuclora.json").read_text())
+    card["thresholds"] = {"agreement": 0.55, "foreground": 0.4}
+    (folder / "fold-2" / "adapter" / "nuclora.json").write_text(json.dumps(card))
+    log = folder / "fold-3" / "metrics.jsonl"
+    log.write_text(log.read_text().replace('"tiles": 16', '"tiles": 15'))
+    # Folds of one tile.
+    for path in (*folder.glob("fold-*/oracle-box/scores.csv"), *folder.glob("zero-shot/oracle-box/scores.csv")):
+        rows = {line.split(",")[2]: line for line in path.read_text().splitlines()}
+        path.write_text("".join(f"{line}\n" for line in rows.values()))
+    parsed = Page(write_report(Run(folder)).read_text("utf-8"))
+    assert "run?" in parsed.text
+    rows = [[" ".join(cell.split()) for cell in row] for row in parsed.rows]
+    start = rows.index(["Fold", "foreground", "smooth", "valley", "core", "min_size", "agreement"])
+    assert rows[start + 2] == ["2", "0.4", "–", "–", "–", "–", "0.55"]
+    assert "Validation on 15 to 16 inner validation tiles" in parsed.text
+    (row,) = [row for row in rows if row[0] == "fine-tuned" and "oracle-box" in row[1] and "±" in row[3]]
+    assert [cell[-1] for cell in row[3:6]] == ["–"] * 3
+    assert row[-1].endswith("–")
 
 
 def test_training_curves_name_their_protocol(dense_run: Run, page: str) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import statistics
 from pathlib import Path
 
@@ -10,11 +11,18 @@ import pytest
 from report_fakes import fake_run
 from rich.console import Console
 
+from nuclora.data.folds import make_folds
 from nuclora.data.tiles import TileSet
 from nuclora.metrics.aggregate import summarise
+from nuclora.recipe import load_recipe
 from nuclora.report import published
-from nuclora.report.summary import main_protocol, print_table, summarise_run, write_summary
+from nuclora.report.facts import cards, comparison, organs, partial_notes
+from nuclora.report.plates import plates
+from nuclora.report.summary import is_comparable, main_protocol, print_table, summarise_run, write_summary
+from nuclora.report.tuning import print_thresholds
 from nuclora.run import Run
+
+NUINSSEG = {"tiles": published.NUINSSEG_TILES, "folds": [1, 2, 3, 4, 5]}
 
 
 def entry_of(summary: dict, stage: str, protocol: str) -> dict:
@@ -125,9 +133,87 @@ def test_table_names_every_protocol_and_its_bound(partial_run: Run) -> None:
 
 def test_the_published_rows_stand_under_the_whole_nuinsseg_alone(partial_run: Run) -> None:
     text = io.StringIO()
-    print_table(Console(file=text, width=140), summarise_run(partial_run) | {"tiles": published.NUINSSEG_TILES})
+    print_table(Console(file=text, width=140), summarise_run(partial_run) | NUINSSEG)
     (study,) = [line for line in text.getvalue().splitlines() if "The study" in line]
     assert all(part in study for part in ("unstated", "0.823", "0.620", "0.572"))
+
+
+@pytest.mark.parametrize("change", [{"folds": [1, 2]}, {"dealt": "organ"}, {"tiles": 664}, {"scored": "inner"}])
+def test_other_folds_and_tiles_do_not_compare(change: dict, run: Run) -> None:
+    summary = summarise_run(run) | NUINSSEG
+    assert is_comparable(summary)
+    assert not is_comparable(summary | change)
+    assert "do not compare" not in comparison(summary)
+    assert comparison(summary | change).count("the published ones do not compare") == 1
+
+
+def test_folds_of_whole_organs_are_told_by_their_table(tiles: TileSet, tmp_path: Path) -> None:
+    by_organ = make_folds(tiles, 3, by="organ")
+    places = {
+        "base": {"name": "mobile_sam", "sha256": "ab" * 32, "path": "base.pt"},
+        "data": {"root": "", "format": ""},
+    }
+    run = Run.start(tmp_path / "organs", recipe=load_recipe("paper"), folds=by_organ, **places)
+    assert summarise_run(run)["dealt"] == "organ"
+
+
+def test_zero_shot_is_given_over_the_same_tiles_only(run: Run, partial_run: Run) -> None:
+    whole, part = summarise_run(run), summarise_run(partial_run)
+    before = entry_of(whole, "zero-shot", "automatic")
+    assert f"zero-shot {before['mean']['dice']:.3f}" in cards(whole, None)[0]["detail"]
+    assert all(row["before"] == before["groups"][row["name"]] for row in organs(whole))
+    gain = entry_of(part, "fine-tuned", "oracle-box")["gain"]["dice"][0]
+    assert cards(part, None)[0]["detail"].endswith(f"; {gain:+.3f} from zero-shot on the same tiles")
+    assert [row["before"] for row in organs(part)] == [None] * len(organs(part))
+    for of_run, summary, labels in ((run, whole, 4), (partial_run, part, 3)):
+        (plate,) = [one for one in plates(of_run, summary, None) if one.name == "by-organ"]
+        assert len(plate.draw().axes[0].get_legend().get_texts()) == labels
+
+
+def test_a_protocol_that_was_not_begun_is_noted(run: Run, tmp_path: Path) -> None:
+    killed = Run(Path(shutil.copytree(run.folder, tmp_path / "run", ignore=shutil.ignore_patterns("report"))))
+    for folder in killed.folder.glob("fold-*/automatic"):
+        shutil.rmtree(folder)
+    assert partial_notes(killed, summarise_run(killed)) == ["automatic, fine-tuned: 0 of 12 test tiles."]
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("nuclora cv DATA -o RUN", "The same command goes on with it."),
+        ("nuclora cv DATA -o RUN --folds=1", "The same command without --folds goes on with it."),
+        ("nuclora cv DATA --folds 1 -o RUN", "The same command without --folds goes on with it."),
+        ("nuclora train DATA -o RUN --fold 1", "`nuclora cv` with the same settings goes on with it."),
+    ],
+)
+def test_what_goes_on_with_a_run(command: str, told: str, partial_run: Run) -> None:
+    run = Run(partial_run.folder)
+    run.info["sessions"][-1]["command"] = command
+    summary = summarise_run(run)
+    assert partial_notes(run, summary)[0] == f"This run is not finished. Folds trained so far: 2, of 3. {told}"
+    # Of inner tiles a run scores one fold.
+    assert not any("not finished" in note for note in partial_notes(run, summary | {"scored": "inner"}))
+
+
+def test_without_an_interval_there_is_a_dash(tiles: TileSet, tmp_path: Path) -> None:
+    alone = fake_run(tmp_path / "alone", tiles, k=12, trained=range(1, 13), protocols=["oracle-box"], steps=1)
+    summary = json.loads(json.dumps(summarise_run(alone)))
+    entry = entry_of(summary, "fine-tuned", "oracle-box")
+    assert entry["interval"]["aji"] is None
+    assert entry["gain"]["aji"][1:] == [None, None]
+    assert cards(summary, None)[0]["detail"].startswith("95 % interval –; zero-shot")
+    text = io.StringIO()
+    print_table(Console(file=text, width=80), summary)
+    assert sum(line.split()[-3:] == ["–"] * 3 for line in text.getvalue().splitlines()) == 2
+
+
+def test_thresholds_of_different_names_stand_in_their_columns() -> None:
+    text = io.StringIO()
+    print_thresholds(Console(file=text, width=80), {1: {"smooth": 3.5, "min_size": 30}, 2: {"agreement": 0.5}})
+    rows = [line.split() for line in text.getvalue().splitlines()]
+    assert ["fold", "smooth", "min_size", "agreement"] in rows
+    assert ["1", "3.5", "30", "–"] in rows
+    assert ["2", "–", "–", "0.5"] in rows
 
 
 def test_table_fits_a_terminal_of_eighty_columns(run: Run) -> None:

@@ -6,6 +6,7 @@ import gc
 import weakref
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
@@ -14,6 +15,7 @@ from accelerate.state import AcceleratorState
 from nuclora.data import open_tiles
 from nuclora.data.folds import make_folds
 from nuclora.data.tiles import TileSet
+from nuclora.errors import NucloraError
 from nuclora.models.checkpoints import load_base
 from nuclora.recipe import Recipe
 from nuclora.run import Run
@@ -124,3 +126,27 @@ def test_the_base_that_was_evaluated_takes_no_memory_from_the_training(
     work.run(Listens())
     # The base as it came, and a fresh one for each fold.
     assert there == [[False, True], [False, False, True]]
+
+
+def test_a_second_fold_of_inner_tiles_is_refused_before_it_is_trained(recipe, tiles, tiny_sam_folder, tmp_path):
+    inner = recipe.model_copy(
+        update={
+            "train": recipe.train.model_copy(update={"validate_on": "inner"}),
+            "evaluate": recipe.evaluate.model_copy(update={"tiles": "inner", "protocols": ("oracle-box",)}),
+        }
+    )
+    folds = make_folds(tiles, 2, recipe.seed)
+
+    def work(fold: int, name: str) -> crossval.CrossValidation:
+        return crossval.CrossValidation(tiles, inner, tmp_path / name, folds, [fold], tiny_sam_folder, zero_shot=False)
+
+    base = work(1, "trained").load_base()
+    work(1, "trained").start(base).adapter_folder(1).mkdir(parents=True)
+    scored = work(1, "scored").start(base)
+    score = {"tile": tiles.names[0], "group": "a", "fold": 1, "dice": 0.5}
+    scored.zero_shot("oracle-box").add(score, np.zeros((3, 4), np.int32))
+    for name in ("trained", "scored"):
+        work(1, name).start(base)
+        with pytest.raises(NucloraError, match=rf"{name}: .* holds fold 1; use another -o for fold 2"):
+            work(2, name).run()
+        assert not (tmp_path / name / "fold-2").exists()

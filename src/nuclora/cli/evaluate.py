@@ -138,8 +138,9 @@ def _print_table(console: Console, model: str, protocols: dict[str, Any]) -> Non
     for measure in _SHOWN:
         cells = []
         for summary in protocols.values():
-            low, high = summary["interval"][measure]
-            cells.append(f"{summary['mean'][measure]:.3f} [{low:.3f}, {high:.3f}]".replace("[", r"\["))
+            ends = summary["interval"][measure]
+            interval = rf"\[{ends[0]:.3f}, {ends[1]:.3f}]" if ends else "–"
+            cells.append(f"{summary['mean'][measure]:.3f} {interval}")
         table.add_row(measure, *cells)
     console.print(table)
     for name, summary in protocols.items():

@@ -29,14 +29,14 @@ class Summary:
         folds: One entry a fold, ascending: `fold`, `tiles` (their number) and the mean over its tiles by metric.
         mean: Mean of the folds' means by metric, the figure that the study reports.
         pooled: Mean over all tiles by metric, each tile counting alike whatever its fold.
-        interval: 95 % interval `[low, high]` of `mean` by metric.
+        interval: 95 % interval `[low, high]` of `mean` by metric; none where no fold has more than one tile.
         groups: By organ: `tiles` and the mean over its tiles by metric.
     """
 
     folds: list[dict[str, float]]
     mean: dict[str, float]
     pooled: dict[str, float]
-    interval: dict[str, list[float]]
+    interval: dict[str, list[float] | None]
     groups: dict[str, dict[str, float]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -80,12 +80,12 @@ def summarise(rows: Sequence[Mapping[str, object]], *, metrics: Sequence[str] = 
     groups = np.array([str(_get(row, "group")) for row in rows])
 
     by_fold = [(int(fold), values[folds == fold]) for fold in np.unique(folds)]
-    low, high = np.percentile(_bootstrap([tiles for _, tiles in by_fold], seed), _PERCENTILES, axis=0)
+    ends = _interval([tiles for _, tiles in by_fold], seed)
     return Summary(
         folds=[{"fold": fold, "tiles": len(tiles), **_named(metrics, tiles.mean(axis=0))} for fold, tiles in by_fold],
         mean=_named(metrics, np.mean([tiles.mean(axis=0) for _, tiles in by_fold], axis=0)),
         pooled=_named(metrics, values.mean(axis=0)),
-        interval={metric: [float(a), float(b)] for metric, a, b in zip(metrics, low, high, strict=True)},
+        interval={metric: None if ends is None else ends[:, index].tolist() for index, metric in enumerate(metrics)},
         groups={
             str(group): {
                 "tiles": int((groups == group).sum()),
@@ -102,7 +102,7 @@ def paired_difference(
     metric: str,
     *,
     seed: int = 0,
-) -> tuple[float, float, float]:
+) -> tuple[float, float | None, float | None]:
     """Difference of two models on the same tiles, `a` less `b`, with its 95 % interval.
 
     The tiles' differences are summarised as `summarise` does: mean over tiles, then over folds (those of
@@ -116,7 +116,8 @@ def paired_difference(
         seed: Seed of the bootstrap.
 
     Returns:
-        The mean difference, and the low and the high end of its interval.
+        The mean difference, and the low and the high end of its interval; no ends where no fold has more than one
+        tile.
 
     Raises:
         NucloraError: If the tiles are not the same, one is there twice, there are none, or a value is missing or not
@@ -138,8 +139,17 @@ def paired_difference(
     folds = np.array([_fold(row) for row in rows_a])
     by_fold = [values[folds == fold] for fold in np.unique(folds)]
     difference = np.mean([tiles.mean() for tiles in by_fold])
-    low, high = np.percentile(_bootstrap(by_fold, seed), _PERCENTILES)
-    return float(difference), float(low), float(high)
+    ends = _interval(by_fold, seed)
+    low, high = (None, None) if ends is None else ends[:, 0].tolist()
+    return float(difference), low, high
+
+
+def _interval(by_fold: Sequence[Floats], seed: int) -> Floats | None:
+    """Low and high ends by metric, `(2, metrics)`; none where every draw would be the tiles themselves."""
+    if all(len(tiles) == 1 for tiles in by_fold):
+        return None
+    ends: Floats = np.percentile(_bootstrap(by_fold, seed), _PERCENTILES, axis=0)
+    return ends
 
 
 def _bootstrap(by_fold: Sequence[Floats], seed: int) -> Floats:

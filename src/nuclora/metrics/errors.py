@@ -17,11 +17,12 @@ _PIECE_FRACTION = 10
 class ErrorTypes:
     """Ids by what happened, ascending.
 
-    Each true nucleus is in one of `matched`, `missed`, `merged`, `split`. Each prediction that is not the
-    partner of a matched nucleus is in one of `false`, `merging`, `pieces`.
+    Each true nucleus is in one of `matched`, `missed`, `merged`, `split`, and each prediction in one of
+    `partners`, `false`, `merging`, `pieces`.
 
     Attributes:
         matched: True nuclei found, one for one.
+        partners: Predictions that match those.
         missed: True nuclei without a prediction that outlines them well enough.
         false: Predictions that are no nucleus's match, merge none and are a piece of none.
         merged: True nuclei that share one prediction.
@@ -31,6 +32,7 @@ class ErrorTypes:
     """
 
     matched: tuple[int, ...]
+    partners: tuple[int, ...]
     missed: tuple[int, ...]
     false: tuple[int, ...]
     merged: tuple[int, ...]
@@ -124,6 +126,7 @@ def classify_errors(
     partners = _marked(pred_count, cols[table.matches & matched[rows]])
     return ErrorTypes(
         matched=_ids(table.true_ids, matched),
+        partners=_ids(table.pred_ids, partners),
         missed=_ids(table.true_ids, ~(merged | split | matched)),
         false=_ids(table.pred_ids, ~(merging | pieces | partners)),
         merged=_ids(table.true_ids, merged),

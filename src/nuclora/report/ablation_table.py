@@ -40,7 +40,7 @@ def to_csv(summary: Mapping[str, Any]) -> str:
         for result in row.get("results") or [{}]:
             cells = {**row, **row.get("parameters", {}), **result, "row": row["name"], "set": " ".join(row["set"])}
             for metric in METRICS if result else ():
-                mean = [result["mean"][metric], *result["interval"][metric]]
+                mean = [result["mean"][metric], *(result["interval"][metric] or (None, None))]
                 cells |= {f"{metric}{part}": value for part, value in zip(_PARTS, mean, strict=True)}
                 difference = result["difference"].get(metric, [None] * 3)
                 cells |= {f"{metric}_difference{part}": value for part, value in zip(_PARTS, difference, strict=True)}
@@ -113,13 +113,14 @@ def _result_lines(result: Entry) -> list[list[Text]]:
 
 
 def _numbers(result: Entry, metric: str) -> tuple[str, str]:
-    """Mean and difference, each with its interval; no difference where there is none."""
-    low, high = result["interval"][metric]
-    mean = f"{result['mean'][metric]:.3f} [{_short(low)}, {_short(high)}]"
+    """Mean and difference, each with its interval, or a dash where there is none; no difference where there is none."""
+    ends = result["interval"][metric]
+    mean = f"{result['mean'][metric]:.3f} " + (f"[{_short(ends[0])}, {_short(ends[1])}]" if ends else "–")
     if metric not in result["difference"]:
         return mean, ""
     middle, low, high = result["difference"][metric]
-    return mean, f"{_short(middle, '+')} [{_short(low, '+')}, {_short(high, '+')}]"
+    interval = "–" if low is None else f"[{_short(low, '+')}, {_short(high, '+')}]"
+    return mean, f"{_short(middle, '+')} {interval}"
 
 
 def _short(value: float, sign: str = "") -> str:
@@ -174,11 +175,12 @@ def _fold_change(change: str) -> list[str]:
     return lines
 
 
-def _difference_style(difference: Sequence[float] | None) -> str:
-    """Colour only where the interval leaves out 0."""
-    if difference is None or difference[1] <= 0 <= difference[2]:
+def _difference_style(difference: tuple[float, float | None, float | None] | None) -> str:
+    """Colour only where there is an interval and it leaves out 0."""
+    _, low, high = difference or (0, None, None)
+    if low is None or high is None or low <= 0 <= high:
         return "dim"
-    return "green" if difference[1] > 0 else "red"
+    return "green" if low > 0 else "red"
 
 
 def _folds(summary: Mapping[str, Any]) -> str:

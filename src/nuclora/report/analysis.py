@@ -48,14 +48,14 @@ def analyse_nuclei(run: Run, tiles: TileSet, protocol: str, rows: Sequence[Row])
         rows: The fine-tuned evaluation's rows under it, at least one.
 
     Raises:
-        NucloraError: A tile of the run is missing or damaged.
+        NucloraError: A tile of the run or its label map is missing or damaged.
     """
     densities, areas, found = [], [], []
     for row in rows:
         tile = tiles[row["tile"]]
         # Not the whole tile: decoding the images would be half of the work.
         truth, ignore = tile.read_truth()
-        nuclei = per_nucleus(truth, run.fine_tuned(row["fold"], protocol).labels(tile.name), ignore)
+        nuclei = per_nucleus(truth, run.fine_tuned(row["fold"], protocol).labels(tile.name, truth.shape), ignore)
         scored = truth.size if ignore is None else max(1, np.count_nonzero(~ignore))
         densities.append(row["nuclei_true"] * _REFERENCE_AREA / scored)
         areas.append(nuclei.area)
@@ -79,13 +79,18 @@ def pick_examples(run: Run, tiles: TileSet, protocol: str, rows: Sequence[Row]) 
         protocol: The protocol whose fine-tuned predictions are shown.
         rows: The fold's rows under it, at least one.
     """
+    return [_example(run, tiles, protocol, row, rank) for rank, row in ranked(rows)]
+
+
+def ranked(rows: Sequence[Row]) -> list[tuple[str, Row]]:
+    """The rows of a fold's best, median and worst tile by AJI, each with its rank; fewer of a fold with fewer tiles."""
     order = sorted(rows, key=lambda row: (-row["aji"], row["tile"]))
     ranks = {len(order) // 2: "median", len(order) - 1: "worst", 0: "best"}
-    return [_example(run, tiles, protocol, order[place], ranks[place]) for place in sorted(ranks)]
+    return [(ranks[place], order[place]) for place in sorted(ranks)]
 
 
 def _example(run: Run, tiles: TileSet, protocol: str, row: Row, rank: str) -> Example:
     sample = tiles[row["tile"]].read()
-    prediction = run.fine_tuned(row["fold"], protocol).labels(row["tile"])
+    prediction = run.fine_tuned(row["fold"], protocol).labels(row["tile"], sample.labels.shape)
     errors = classify_errors(sample.labels, prediction, sample.ignore)
     return Example(rank, row["tile"], sample, prediction, errors, row)

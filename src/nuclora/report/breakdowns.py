@@ -87,7 +87,7 @@ def aji_against_density(density: Floats, aji: Floats) -> Figure:
 
 @styled
 def recall_against_size(areas: Floats, found: NDArray[np.bool_]) -> Figure:
-    """Share of the true nuclei that are found, against their size.
+    """Share of the true nuclei that are found, against their size, by equal shares of them: tenths at most.
 
     Args:
         areas: Area of each true nucleus in pixels, (N,).
@@ -149,8 +149,12 @@ def score_reliability(bins: Sequence[Mapping[str, Any]], cuts: Sequence[Mapping[
     left.plot((0, 1), (0, 1), color=MUTED, linewidth=0.9, linestyle=(0, (5, 2)))
     counts = [part["nuclei"] for part in bins]
     each = f"{min(counts):,}" if min(counts) == max(counts) else f"{min(counts):,} to {max(counts):,}"
-    left.plot(scores, ious, color=BLUE, marker="s", markersize=5, label=f"mean of {each} nuclei")
-    left.vlines(scores, low, high, color=SKY_BLUE, linewidth=5, alpha=0.45, zorder=1, label="the middle half of them")
+    # At scores of 0 and 1 half of a mark lies outside the axes.
+    left.plot(scores, ious, color=BLUE, marker="s", markersize=5, label=f"mean of {each} nuclei", clip_on=False)
+    left.vlines(
+        scores, low, high, color=SKY_BLUE, linewidth=5, alpha=0.45, zorder=1, label="the middle half of them",
+        clip_on=False,
+    )  # fmt: skip
     left.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="score of the nucleus", ylabel="IoU with the truth")
     left.legend(loc="lower left", bbox_to_anchor=(0, 1), borderaxespad=0.2)
     lines = (
@@ -161,7 +165,7 @@ def score_reliability(bins: Sequence[Mapping[str, Any]], cuts: Sequence[Mapping[
     for key, label, colour, dashes, marker in lines:
         right.plot(
             [cut["score"] for cut in cuts], [cut[key] for cut in cuts], color=colour, linestyle=dashes, marker=marker,
-            markevery=2, label=label,
+            markevery=2, label=label, clip_on=False,
         )  # fmt: skip
     right.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="keep nuclei with a score of at least")
     right.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.0f} %")

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nuclora.data.folds import inner_split, scored_tiles
 from nuclora.report.published import METRICS, NUINSSEG_TILES
-from nuclora.report.summary import is_comparable, is_partial, main_protocol, scored_name
-from nuclora.run import FINE_TUNED, ZERO_SHOT, Run
+from nuclora.report.summary import is_comparable, is_partial, main_protocol, same_tiles_before, scored_name
+from nuclora.run import FINE_TUNED, Run
 
 if TYPE_CHECKING:
     from nuclora.models.parameters import ParameterTable
@@ -48,19 +48,27 @@ def cards(summary: Mapping[str, Any], parameters: ParameterTable | None) -> list
     main = main_protocol(summary)
     if main is None:
         return _parameter_card(parameters)
-    entries = {entry["stage"]: entry for entry in summary["results"] if entry["protocol"] == main}
+    after = _fine_tuned(summary, main)
+    before = same_tiles_before(summary, after)
     found: list[dict[str, str]] = []
     for metric, name in METRICS.items():
-        after, before = entries[FINE_TUNED], entries.get(ZERO_SHOT)
-        low, high = after["interval"][metric]
-        detail = f"95 % interval {low:.3f} to {high:.3f}"
+        ends = after["interval"][metric]
+        details = [f"95 % interval {ends[0]:.3f} to {ends[1]:.3f}" if ends else "95 % interval –"]
         if before:
-            detail += f"; zero-shot {before['mean'][metric]:.3f}"
-        found.append({"name": f"{name}, {main}", "value": f"{after['mean'][metric]:.3f}", "detail": detail})
-    nuclei, tiles = entries[FINE_TUNED]["errors"]["nuclei"], entries[FINE_TUNED]["tiles"]
+            details.append(f"zero-shot {before['mean'][metric]:.3f}")
+        elif after["gain"]:
+            details.append(f"{after['gain'][metric][0]:+.3f} from zero-shot on the same tiles")
+        value = f"{after['mean'][metric]:.3f}"
+        found.append({"name": f"{name}, {main}", "value": value, "detail": "; ".join(details)})
+    nuclei, tiles = after["errors"]["nuclei"], after["tiles"]
     detail = f"true nuclei in {tiles} {scored_name(summary)}, outside vague areas"
     found.append({"name": "Scored", "value": f"{nuclei:,}", "detail": detail})
     return found + _parameter_card(parameters)
+
+
+def _fine_tuned(summary: Mapping[str, Any], protocol: str) -> Mapping[str, Any]:
+    """The fine-tuned entry under a protocol that has one."""
+    return next(e for e in summary["results"] if (e["stage"], e["protocol"]) == (FINE_TUNED, protocol))
 
 
 def _parameter_card(parameters: ParameterTable | None) -> list[dict[str, str]]:
@@ -74,14 +82,21 @@ def partial_notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
     """What is missing, in words; nothing of a whole run."""
     notes = []
     trained = [fold for fold in summary["folds"] if run.adapter_folder(fold).exists()]
-    if len(trained) < len(summary["folds"]):
+    # Of inner tiles a run scores one fold.
+    if len(trained) < (len(summary["folds"]) if summary["scored"] == "test" else 1):
         done = ", ".join(map(str, trained)) or "none"
         notes.append(
-            f"This run is not finished. Folds trained so far: {done}, of {len(summary['folds'])}. "
-            "The same command goes on with it."
+            f"This run is not finished. Folds trained so far: {done}, of {len(summary['folds'])}. {_goes_on(run)}"
         )
-    if not any(entry["stage"] == FINE_TUNED for entry in summary["results"]):
+    tuned = [entry for entry in summary["results"] if entry["stage"] == FINE_TUNED]
+    if not tuned:
         notes.append("No fine-tuned adapter is evaluated yet.")
+    else:
+        # Where a kill came before a protocol began, it has no entry.
+        begun = {entry["protocol"] for entry in tuned}
+        lacking = [protocol for protocol in run.recipe.evaluate.protocols if protocol not in begun]
+        tiles = f"0 of {tuned[0]['of_tiles']} {scored_name(summary)}"
+        notes += [f"{protocol}, {FINE_TUNED}: {tiles}." for protocol in lacking]
     for protocol in dict.fromkeys(entry["protocol"] for entry in summary["results"]):
         coverage: dict[str, list[str]] = {}
         for entry in summary["results"]:
@@ -91,6 +106,16 @@ def partial_notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
         cause = f"; the recipe asks for at most {limit} a fold" if protocol == "automatic" and limit else ""
         notes += [f"{protocol}, {' and '.join(stages)}: {covered}{cause}." for covered, stages in coverage.items()]
     return notes
+
+
+def _goes_on(run: Run) -> str:
+    """What goes on with a run whose folds are not all trained."""
+    words = run.info["sessions"][-1]["command"].split() if run.info["sessions"] else []
+    if "train" in words[:2]:
+        return "`nuclora cv` with the same settings goes on with it."
+    if any(word.partition("=")[0] == "--folds" for word in words):
+        return "The same command without --folds goes on with it."
+    return "The same command goes on with it."
 
 
 def _coverage(entry: Mapping[str, Any], summary: Mapping[str, Any]) -> str:
@@ -111,6 +136,11 @@ def comparison(summary: Mapping[str, Any]) -> str:
     )
     if summary["scored"] != "test":
         text += " This run scores inner validation tiles: its numbers and the published ones do not compare."
+    elif summary["tiles"] == NUINSSEG_TILES and not is_comparable(summary):
+        text += (
+            f" This run has {len(summary['folds'])} folds by {summary['dealt']}, not such ones: its numbers and the "
+            "published ones do not compare."
+        )
     elif not is_comparable(summary):
         text += f" This run has {summary['tiles']} tiles, not those: its numbers and the published ones do not compare."
     elif any(map(is_partial, summary["results"])):
@@ -121,11 +151,14 @@ def comparison(summary: Mapping[str, Any]) -> str:
 def organs(summary: Mapping[str, Any]) -> Rows:
     """Scores of each organ under the main protocol, best AJI first; nothing where nothing is fine-tuned."""
     main = main_protocol(summary)
-    entries = {entry["stage"]: entry["groups"] for entry in summary["results"] if entry["protocol"] == main}
     if main is None:
         return []
-    before = entries.get(ZERO_SHOT, {})
-    rows = [{"name": name, "before": before.get(name), **scores} for name, scores in entries[FINE_TUNED].items()]
+    after = _fine_tuned(summary, main)
+    before = same_tiles_before(summary, after)
+    rows = [
+        {"name": name, "before": before["groups"][name] if before else None, **scores}
+        for name, scores in after["groups"].items()
+    ]
     return sorted(rows, key=lambda row: -row["aji"])
 
 

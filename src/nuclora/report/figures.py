@@ -33,13 +33,15 @@ def final_by_fold(results: Sequence[Mapping[str, Any]]) -> Figure:
         for axes, (metric, title) in zip(axes_row, METRICS.items(), strict=True):
             values = [fold[metric] for fold in result["folds"]]
             mean = result["mean"][metric]
-            size = min(8, 155 / len(folds))
+            size, flat = min(8, 155 / len(folds)), len(folds) <= 7
             axes.bar(range(len(folds)), values, width=0.68, color=METRIC_COLOURS[metric], alpha=0.85)
             for place, value in enumerate(values):
                 high = value > 0.2
+                # Over a low bar, and over the line of the mean where that would run through the number.
+                free = (mean if value <= mean < value + (0.12 if flat else 0.25) else value) + 0.03
                 axes.text(
-                    place, 0.03 if high else max(value, mean) + 0.03, f"{value:.3f}".lstrip("0"), ha="center",
-                    fontsize=size, fontweight="bold", rotation=0 if len(folds) <= 7 else 90,
+                    place, 0.03 if high else free, f"{value:.3f}".lstrip("0"), ha="center",
+                    fontsize=size, fontweight="bold", rotation=0 if flat else 90,
                     color="white" if high and metric != "aji" else INK,
                 )  # fmt: skip
             axes.axhline(mean, color=INK, linewidth=1.1, linestyle=(0, (5, 2)))
@@ -174,11 +176,13 @@ def before_and_after(pairs: Mapping[str, tuple[Floats, Floats]]) -> Figure:
         pairs: For each protocol, the AJI of the same tiles zero-shot and fine-tuned.
     """
     # As many panels as there are protocols at most, so that one alone is not blown up.
-    figure = new_figure(3.0)
+    figure = new_figure(3.5)
     for axes, (protocol, (before, after)) in zip(figure.subplots(1, 3), pairs.items(), strict=False):
         axes.plot((0, 1), (0, 1), color=MUTED, linewidth=0.9, linestyle=(0, (5, 2)))
-        axes.plot(before, after, "o", color=SKY_BLUE, alpha=0.5, markersize=3.5, markeredgewidth=0)
-        axes.plot(before.mean(), after.mean(), "D", color=VERMILION, markersize=7, markeredgecolor="white")
+        axes.plot(before, after, "o", color=SKY_BLUE, alpha=0.5, markersize=3.5, markeredgewidth=0, clip_on=False)
+        axes.plot(
+            before.mean(), after.mean(), "D", color=VERMILION, markersize=7, markeredgecolor="white", clip_on=False
+        )
         low = after.mean() < 0.35
         axes.annotate(
             f"mean\n{before.mean():.3f} → {after.mean():.3f}", (before.mean(), after.mean()),

@@ -70,6 +70,8 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
         validation_note=facts.validation_note(run, summary),
         training=facts.training(run),
         thresholds=summary["thresholds"],
+        # Cards may have been tuned by different versions.
+        threshold_names=list(dict.fromkeys(name for row in summary["thresholds"] for name in row if name != "fold")),
         trust=facts.trust(summary),
         organs=facts.organs(summary),
         parameters=parameters,
@@ -83,7 +85,8 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
         sections={plate["plate"].section for plate in figures},  # type: ignore[attr-defined]
         version=metadata.version("nuclora"),
     )
-    write_atomic(folder / PAGE, page)
+    # Paths and commands may hold what is no UTF-8, as lone surrogates.
+    write_atomic(folder / PAGE, page.encode("utf-8", "replace"))
     return folder / PAGE
 
 

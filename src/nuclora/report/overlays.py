@@ -79,7 +79,7 @@ def draw_labels(axes: Axes, labels: Labels) -> None:
 
 
 def draw_errors(axes: Axes, truth: Labels, prediction: Labels, errors: ErrorTypes) -> None:
-    """Draw the predictions by what they are, and the true nuclei that were missed.
+    """Draw the predictions by what they are, and the true nuclei that were missed; predictions that are not scored not.
 
     Args:
         axes: Where the tissue is shown.
@@ -88,10 +88,9 @@ def draw_errors(axes: Axes, truth: Labels, prediction: Labels, errors: ErrorType
         errors: Ids by what happened.
     """
     predicted, true = outlines(prediction), outlines(truth)
-    wrong = {*errors.false, *errors.merging, *errors.pieces}
     # Missed ones first: where an outline is only too poor, the false prediction lies over it.
     _draw(axes, "missed", (true[label] for label in errors.missed))
-    _draw(axes, "matched", (shape for label, shape in predicted.items() if label not in wrong))
+    _draw(axes, "matched", (predicted[label] for label in errors.partners))
     _draw(axes, "false", (predicted[label] for label in errors.false))
     _draw(axes, "merged", (predicted[label] for label in errors.merging))
     _draw(axes, "split", (predicted[label] for label in errors.pieces))
@@ -140,7 +139,7 @@ def sample_with_labels(tile: str, sample: Sample) -> Figure:
     """
     figure, ((left, right),) = _picture_grid([sample], 2, below=0)
     count = np.unique(sample.labels[sample.labels > 0]).size
-    for axes, title in ((left, tile), (right, f"{count} labelled nuclei")):
+    for axes, title in ((left, _shortened(tile, 46)), (right, f"{count} labelled nuclei")):
         _show(axes, sample.image)
         axes.set_title(title)
     draw_labels(right, sample.labels)
@@ -165,7 +164,7 @@ def examples(rows: Sequence[Example]) -> Figure:
                 _draw_ignored(axes, row.sample.ignore)
         scores = "  ".join(f"{name} {row.scores[key]:.3f}" for key, name in METRICS.items())
         count = np.unique(row.sample.labels[row.sample.labels > 0]).size
-        titles = (f"{row.rank}: {row.tile.rpartition('/')[2]}", f"truth: {count} nuclei", scores)
+        titles = (f"{row.rank}: {_shortened(row.tile.rpartition('/')[2], 27)}", f"truth: {count} nuclei", scores)
         for axes, title in zip(axes_row, titles, strict=True):
             axes.set_title(title, fontsize=8.5, fontweight="bold" if axes is axes_row[0] else "normal")
     handles = [
@@ -177,9 +176,16 @@ def examples(rows: Sequence[Example]) -> Figure:
         for style in ERROR_STYLES.values()
     ]  # fmt: skip
     if any(row.sample.ignore.any() for row in rows):
-        handles.append(Patch(facecolor="white", edgecolor=_IGNORED, hatch="||", label="not scored (vague)"))
+        handles.append(
+            Patch(facecolor="white", edgecolor=_IGNORED, hatch="||", label="vague: not scored, predictions not drawn")
+        )
     figure.legend(handles=handles, loc="lower center", ncols=3, handlelength=3, handleheight=1.5, labelcolor=INK)
     return figure
+
+
+def _shortened(name: str, most: int) -> str:
+    """A name of at most so many letters, without those of its middle: a title must not run into the next picture's."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
 
 
 def _picture_grid(samples: Sequence[Sample], columns: int, below: float) -> tuple[Figure, list[list[Axes]]]:

@@ -16,11 +16,19 @@ from PIL import Image
 from nuclora.data.tiles import TileSet
 from nuclora.files import write_atomic
 from nuclora.report import breakdowns, figures, overlays
-from nuclora.report.analysis import NucleusAnalysis, analyse_nuclei, pick_examples
+from nuclora.report.analysis import NucleusAnalysis, analyse_nuclei, pick_examples, ranked
 from nuclora.report.facts import trust
 from nuclora.report.published import METRICS, PUBLISHED, PublishedResult
 from nuclora.report.style import render
-from nuclora.report.summary import ERROR_KINDS, Entry, is_comparable, is_partial, main_protocol
+from nuclora.report.summary import (
+    ERROR_KINDS,
+    Entry,
+    is_comparable,
+    is_partial,
+    main_protocol,
+    same_tiles_before,
+    scored_name,
+)
 from nuclora.run import FINE_TUNED, ZERO_SHOT, Run
 
 _MOST_EXAMPLES = 8
@@ -79,9 +87,10 @@ def plates(run: Run, summary: Mapping[str, Any], tiles: TileSet | None) -> Itera
     if main is not None:
         yield from _tile_plates(run, summary, main, tiles)
     if (calibration := trust(summary)) is not None:
-        yield _score_plate(calibration)
-    if summary["results"]:
-        yield _error_plate(summary["results"])
+        yield _score_plate(calibration, scored_name(summary))
+    # Without true nuclei there are no shares of them.
+    if with_nuclei := [entry for entry in summary["results"] if entry["errors"]["nuclei"]]:
+        yield _error_plate(with_nuclei)
 
 
 def _tile_plates(run: Run, summary: Mapping[str, Any], main: Entry, tiles: TileSet | None) -> Iterator[Plate]:
@@ -91,13 +100,14 @@ def _tile_plates(run: Run, summary: Mapping[str, Any], main: Entry, tiles: TileS
         yield _group_plate(main, summary)
         return
     analysis = analyse_nuclei(run, tiles, protocol, run.rows(FINE_TUNED, protocol))
-    yield _sample_plate(tiles, analysis.typical_tile)
-    yield from _example_plates(run, tiles, protocol)
+    scored = scored_name(summary)
+    yield _sample_plate(tiles, analysis.typical_tile, scored)
+    yield from _example_plates(run, tiles, protocol, scored)
     # What the model finds by itself is shown even where it ran on a part of the tiles only.
     if protocol != "automatic" and run.rows(FINE_TUNED, "automatic"):
-        yield from _example_plates(run, tiles, "automatic")
+        yield from _example_plates(run, tiles, "automatic", scored)
     yield _group_plate(main, summary)
-    yield from _nucleus_plates(analysis, protocol)
+    yield from _nucleus_plates(analysis, protocol, scored)
 
 
 def _result_plates(run: Run, summary: Mapping[str, Any], tuned: Sequence[Entry]) -> Iterator[Plate]:
@@ -106,8 +116,8 @@ def _result_plates(run: Run, summary: Mapping[str, Any], tuned: Sequence[Entry])
             "results",
             "final-by-fold",
             "Final Dice, AJI and PQ by fold",
-            "Fine-tuned adapters on the test tiles of their folds, a row a protocol. The dashed line is the mean of "
-            "the folds.",
+            f"Fine-tuned adapters on the {scored_name(summary)} of their folds, a row a protocol. The dashed line is "
+            "the mean of the folds.",
             lambda: figures.final_by_fold(tuned),
         )
     pairs = {}
@@ -124,7 +134,8 @@ def _result_plates(run: Run, summary: Mapping[str, Any], tuned: Sequence[Entry])
             "results",
             "zero-shot-and-fine-tuned",
             "Zero-shot and fine-tuned on the same tiles",
-            "Each point is a test tile; over the dashed diagonal fine-tuning helped. The diamond is the mean.",
+            f"Each point is one of the {scored_name(summary)}; over the dashed diagonal fine-tuning helped. The "
+            "diamond is the mean over tiles.",
             lambda: figures.before_and_after(pairs),
         )
     if tuned and is_comparable(summary):
@@ -164,15 +175,17 @@ def _training_plates(run: Run) -> Iterator[Plate]:
         for metric in METRICS
     }
     if curves["dice"]:
-        first = next(record for of_fold in validations.values() for record in of_fold)
+        known_validations = [record for of_fold in validations.values() for record in of_fold]
+        # Folds may differ in it by a tile.
+        counts = sorted({record["tiles"] for record in known_validations})
+        count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
         tiles = "of the fold's test tiles" if run.recipe.train.validate_on == "test" else "inner validation tiles"
-        protocol = first["protocol"]
+        protocol = known_validations[0]["protocol"]
         yield Plate(
             "training",
             "validation-by-step",
             "Dice, AJI and PQ during training",
-            f"Validation on {first['tiles']} {tiles} with the protocol {protocol}, a line a fold. The axes do not "
-            "start at 0.",
+            f"Validation on {count} {tiles} with the protocol {protocol}, a line a fold. The axes do not start at 0.",
             lambda: figures.validation_curves(curves, f"validation, {protocol}"),
         )
     if any(losses.values()):
@@ -186,59 +199,55 @@ def _training_plates(run: Run) -> Iterator[Plate]:
         )
 
 
-def _sample_plate(tiles: TileSet, name: str) -> Plate:
+def _sample_plate(tiles: TileSet, name: str, scored: str) -> Plate:
     return Plate(
         "examples",
         "sample-tile",
         "A tile and its labels",
-        "The test tile with the median number of nuclei. The colours only tell neighbours apart.",
+        f"Of the {scored} the one with the median number of nuclei, {name}. The colours only tell neighbours apart.",
         lambda: overlays.sample_with_labels(name, tiles[name].read()),
         picture=True,
     )
 
 
-def _example_plates(run: Run, tiles: TileSet, protocol: str) -> Iterator[Plate]:
+def _example_plates(run: Run, tiles: TileSet, protocol: str, scored: str) -> Iterator[Plate]:
     of_fold: dict[int, list[dict[str, Any]]] = {}
     for row in run.rows(FINE_TUNED, protocol):
         of_fold.setdefault(row["fold"], []).append(row)
     # Of very many folds, as in leave-organ-out, some spread over them will do.
     shown = {sorted(of_fold)[int(place)] for place in np.linspace(0, len(of_fold) - 1, _MOST_EXAMPLES)}
     for fold, rows in sorted((fold, rows) for fold, rows in of_fold.items() if fold in shown):
+        names = ", ".join(f"{rank} {row['tile']}" for rank, row in ranked(rows))
         yield Plate(
             "examples",
             f"fold-{fold}-{protocol}",
             f"Fold {fold}, {protocol}: image, truth, prediction",
-            f"Best, median and worst of {len(rows)} test tiles by AJI. Middle: the colours only tell neighbours "
-            "apart. Right: errors are told by outline and hatch as well as by colour; an outline that is too poor "
-            "counts as a missed nucleus and a false prediction.",
+            f"Of {len(rows)} {scored}, by AJI: {names}. Middle: the colours only tell neighbours apart. Right: errors "
+            "are told by outline and hatch as well as by colour; an outline that is too poor counts as a missed "
+            "nucleus and a false prediction.",
             lambda rows=rows: overlays.examples(pick_examples(run, tiles, protocol, rows)),  # type: ignore[misc]
             picture=True,
         )
 
 
 def _group_plate(entry: Entry, summary: Mapping[str, Any]) -> Plate:
-    before = {
-        group: scores
-        for other in summary["results"]
-        if other["stage"] == ZERO_SHOT and other["protocol"] == entry["protocol"]
-        for group, scores in other["groups"].items()
-    }
+    before = same_tiles_before(summary, entry)
     return Plate(
         "where",
         "by-organ",
         "By organ",
         f"Protocol {entry['protocol']}, fine-tuned, mean over an organ's tiles, sorted by AJI; n is the number of "
         "tiles.",
-        lambda: breakdowns.by_group(entry["groups"], before),
+        lambda: breakdowns.by_group(entry["groups"], before["groups"] if before else {}),
     )
 
 
-def _nucleus_plates(analysis: NucleusAnalysis, protocol: str) -> Iterator[Plate]:
+def _nucleus_plates(analysis: NucleusAnalysis, protocol: str, scored: str) -> Iterator[Plate]:
     yield Plate(
         "where",
         "aji-by-density",
         "AJI and nucleus density",
-        f"Protocol {protocol}, fine-tuned. Each point is a test tile.",
+        f"Protocol {protocol}, fine-tuned. Each point is one of the {scored}.",
         lambda: breakdowns.aji_against_density(analysis.densities, analysis.aji),
     )
     if len(analysis.areas):
@@ -246,18 +255,18 @@ def _nucleus_plates(analysis: NucleusAnalysis, protocol: str) -> Iterator[Plate]
             "where",
             "recall-by-size",
             "Nuclei found, by size",
-            f"Protocol {protocol}, fine-tuned. Above: share of the true nuclei that a prediction matches, by tenths "
-            "of the nuclei, with 95 % intervals. Below: how many there are of each size.",
+            f"Protocol {protocol}, fine-tuned. Above: share of the true nuclei that a prediction matches, by equal "
+            "shares of the nuclei, with 95 % intervals. Below: how many there are of each size.",
             lambda: breakdowns.recall_against_size(analysis.areas, analysis.found),
         )
 
 
-def _score_plate(calibration: Mapping[str, Any]) -> Plate:
+def _score_plate(calibration: Mapping[str, Any], scored: str) -> Plate:
     return Plate(
         "scores",
         "score-reliability",
         "What a nucleus's score is worth",
-        f"{calibration['nuclei']:,} nuclei of {calibration['tiles']} test tiles, protocol automatic. Left: IoU with "
+        f"{calibration['nuclei']:,} nuclei of {calibration['tiles']} {scored}, protocol automatic. Left: IoU with "
         "the true nucleus that each fits best, by score; on the dashed diagonal the score can be taken at its word. "
         "Right: what is left where nuclei under a score are dropped; those with an IoU over 0.5 are right.",
         lambda: breakdowns.score_reliability(calibration["bins"], calibration["cuts"]),
@@ -268,7 +277,7 @@ def _error_plate(results: Sequence[Entry]) -> Plate:
     shares = {}
     for entry in results:
         errors = entry["errors"]
-        share = {kind: errors[kind] / max(1, errors["nuclei"]) for kind in ERROR_KINDS}
+        share = {kind: errors[kind] / errors["nuclei"] for kind in ERROR_KINDS}
         share["matched"] = 1 - share["missed"] - share["merged"] - share["split"]
         shares[f"{entry['stage']}, {entry['protocol']}"] = share
     return Plate(

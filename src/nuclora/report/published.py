@@ -12,6 +12,9 @@ TRUTH_BOXES: Final = "truth boxes"
 NUINSSEG_TILES: Final = 665
 """Tiles of the data set that all these numbers are for."""
 
+PUBLISHED_FOLDS: Final = 5
+"""Random folds of single tiles that they are means of."""
+
 METRICS: Final = {"dice": "Dice", "aji": "AJI", "pq": "PQ"}
 """The three measures that everybody reports, and how they are written."""
 

@@ -7,12 +7,12 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nuclora.data.folds import scored_tiles
+from nuclora.data.folds import FoldTable, scored_tiles
 from nuclora.evaluation import Row
 from nuclora.files import write_atomic
 from nuclora.metrics.aggregate import paired_difference, summarise
 from nuclora.models.bases import BASES
-from nuclora.report.published import METRICS, NUINSSEG_TILES, PUBLISHED
+from nuclora.report.published import METRICS, NUINSSEG_TILES, PUBLISHED, PUBLISHED_FOLDS
 from nuclora.report.reliability import calibration
 from nuclora.run import FINE_TUNED, STAGES, ZERO_SHOT, Run
 
@@ -32,16 +32,16 @@ def summarise_run(run: Run) -> dict[str, Any]:
         run: The run, whole or in the middle of its work.
 
     Returns:
-        `tiles` and `folds` of the fold table; `scored`, the recipe's `evaluate.tiles`; `thresholds` of
-        :func:`tuned_thresholds`; and `results`: an entry for each stage and protocol with evaluated tiles, in
-        the form of ``docs/results/study.json``. An entry has what made it (`recipe`, `base`, `stage`,
-        `protocol`, `seed`, `epochs`, `input_size` (none of a custom base that nobody has trained yet),
-        `command`, `commit`); `tiles` of `of_tiles` evaluated; `folds`, `mean`, `pooled`, `interval` and
-        `groups` of :func:`nuclora.metrics.aggregate.summarise`, each fold with its own `of_tiles`; `deviation`,
-        the standard deviation of the folds' means (none of a single fold); and `errors`, the numbers of nuclei,
-        of predictions and of each kind of error; `gain`, for each measure the difference of fine-tuned from
-        zero-shot over the tiles that both have, with the ends of its 95 % interval (empty for zero-shot); and
-        only where nuclei have scores, `calibration` of :func:`nuclora.report.reliability.calibration`.
+        `tiles` and `folds` of the fold table; `dealt`, "organ" where each organ is in one fold, "tile" else;
+        `scored`, the recipe's `evaluate.tiles`; `thresholds` of :func:`tuned_thresholds`; and `results`: an entry for
+        each stage and protocol with evaluated tiles, in the form of ``docs/results/study.json``. An entry has what
+        made it (`recipe`, `base`, `stage`, `protocol`, `seed`, `epochs`, `input_size` (none of a custom base that
+        nobody has trained yet), `command`, `commit`); `tiles` of `of_tiles` evaluated; `folds`, `mean`, `pooled`,
+        `interval` and `groups` of :func:`nuclora.metrics.aggregate.summarise`, each fold with its own `of_tiles`;
+        `deviation`, the standard deviation of the folds' means (none of a single fold); and `errors`, the numbers of
+        nuclei, of predictions and of each kind of error; `gain`, for each measure the difference of fine-tuned from
+        zero-shot over the tiles that both have, with the ends of its 95 % interval (empty for zero-shot); and only
+        where nuclei have scores, `calibration` of :func:`nuclora.report.reliability.calibration`.
 
     Raises:
         NucloraError: A score is missing or not a number.
@@ -58,10 +58,19 @@ def summarise_run(run: Run) -> dict[str, Any]:
     return {
         "tiles": len(table.rows),
         "folds": list(table.folds),
+        "dealt": _dealt(table),
         "scored": run.recipe.evaluate.tiles,
         "thresholds": tuned_thresholds(run),
         "results": results,
     }
+
+
+def _dealt(table: FoldTable) -> str:
+    """What the folds were made of. By the table alone: it may have come from a file."""
+    folds_of: dict[str, set[int]] = {}
+    for row in table.rows:
+        folds_of.setdefault(row.group, set()).add(row.fold)
+    return "organ" if all(len(folds) == 1 for folds in folds_of.values()) else "tile"
 
 
 def write_summary(run: Run) -> dict[str, Any]:
@@ -133,7 +142,7 @@ def _entry(run: Run, stage: str, protocol: str, rows: Sequence[Row], before: Seq
     }
 
 
-def _gain(after: Sequence[Row], before: Sequence[Row]) -> dict[str, list[float]]:
+def _gain(after: Sequence[Row], before: Sequence[Row]) -> dict[str, list[float | None]]:
     """Difference and the ends of its interval for each measure, over the tiles that both have."""
     both = {row["tile"] for row in after} & {row["tile"] for row in before}
     if not both:
@@ -167,8 +176,25 @@ def is_partial(entry: Mapping[str, Any]) -> bool:
 
 
 def is_comparable(summary: Mapping[str, Any]) -> bool:
-    """Whether the published numbers are of the tiles that the summary's are of."""
-    return bool(summary["tiles"] == NUINSSEG_TILES and summary["scored"] == "test")
+    """Whether the published numbers are of the tiles that the summary's are of, and of folds of the same kind."""
+    folds = len(summary["folds"]) == PUBLISHED_FOLDS and summary["dealt"] == "tile"
+    return bool(summary["tiles"] == NUINSSEG_TILES and folds and summary["scored"] == "test")
+
+
+def same_tiles_before(summary: Mapping[str, Any], tuned: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """The zero-shot entry under the protocol of a fine-tuned one; none unless it is over the same tiles.
+
+    Tiles are scored in one order, so as many of each fold and each organ are the same ones.
+    """
+
+    def tiles(entry: Mapping[str, Any]) -> tuple[dict[int, int], dict[str, int]]:
+        by_fold = {fold["fold"]: fold["tiles"] for fold in entry["folds"]}
+        return by_fold, {name: group["tiles"] for name, group in entry["groups"].items()}
+
+    for entry in summary["results"]:
+        if (entry["stage"], entry["protocol"]) == (ZERO_SHOT, tuned["protocol"]) and tiles(entry) == tiles(tuned):
+            return dict(entry)
+    return None
 
 
 def scored_name(summary: Mapping[str, Any]) -> str:
@@ -213,8 +239,7 @@ def print_table(console: Console, summary: Mapping[str, Any]) -> None:
 
 
 def _cell(entry: Mapping[str, Any], metric: str) -> str:
-    deviation = entry["deviation"][metric]
-    low, high = entry["interval"][metric]
+    deviation, ends = entry["deviation"][metric], entry["interval"][metric]
     spread = f" ± {deviation:.3f}" if deviation is not None else ""
-    interval = f"[{low:.3f}, {high:.3f}]".replace("0.", ".")
+    interval = f"[{ends[0]:.3f}, {ends[1]:.3f}]".replace("0.", ".") if ends else "–"
     return f"{entry['mean'][metric]:.3f}{spread}\n{interval}"

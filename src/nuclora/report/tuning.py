@@ -18,9 +18,10 @@ def print_thresholds(console: Console, thresholds: Mapping[int, Mapping[str, flo
     """
     table = Table(title="thresholds, by inner validation", title_justify="left", box=box.SIMPLE_HEAD)
     table.add_column("fold", justify="right")
-    names = list(next(iter(thresholds.values()), {}))
+    # Cards may have been tuned by different versions.
+    names = list(dict.fromkeys(name for values in thresholds.values() for name in values))
     for name in names:
         table.add_column(name, justify="right")
     for fold, values in thresholds.items():
-        table.add_row(str(fold), *(f"{values[name]:g}" for name in names))
+        table.add_row(str(fold), *(f"{values[name]:g}" if name in values else "–" for name in names))
     console.print(table)

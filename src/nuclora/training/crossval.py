@@ -129,15 +129,18 @@ class CrossValidation:
         """Create the run folder, or check that the one that is there is made from the same things.
 
         Raises:
-            NucloraError: It was made from something else.
+            NucloraError: It was made from something else, or scores another fold's inner tiles.
         """
-        return Run.start(
+        run = Run.start(
             self.out,
             recipe=self.recipe,
             folds=self.fold_table,
             base={"name": base.name, "sha256": base.sha256, "path": str(base.path)},
             data={"root": str(self.tiles.root.resolve()), "format": self.tiles.format},
         )
+        if self.recipe.evaluate.tiles == "inner":
+            _check_one_fold(run, self.choose_folds())
+        return run
 
     def run(self, monitor: Monitor | None = None, patience: float = 0) -> Run:
         """Train and evaluate, going on from whatever the run folder holds.
@@ -185,6 +188,26 @@ class CrossValidation:
                     accelerator.wait_for_everyone()
         monitor.close()
         return run
+
+
+def _check_one_fold(run: Run, chosen: Sequence[int]) -> None:
+    """Refuse a second fold in a run that scores inner tiles: those of two folds overlap, and no table could hold them.
+
+    Raises:
+        NucloraError: The run holds an adapter or scores of another fold.
+    """
+    if ALL_TILES in chosen:
+        # It is scored on nothing.
+        return
+    scored = {row["fold"] for protocol in run.recipe.evaluate.protocols for row in run.zero_shot(protocol).rows}
+    for fold in set(run.folds.folds) - set(chosen):
+        has_scores = any(run.fine_tuned(fold, protocol).rows for protocol in run.recipe.evaluate.protocols)
+        if fold in scored or has_scores or run.adapter_folder(fold).exists():
+            raise NucloraError(
+                f"evaluate.tiles=inner scores one fold a run, and this one holds fold {fold}",
+                path=run.folder,
+                mend=f"use another -o for fold {chosen[0]}",
+            )
 
 
 class _Work:
