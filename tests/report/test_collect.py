@@ -41,13 +41,15 @@ def test_an_evaluation_beside_the_run(dense_run: Run, tmp_path: Path) -> None:
     scores = {key: {"fold": 1, "tiles": 4, "dice": 0.5} for key in ("a", "b")}
     settings = EvaluateSettings().model_dump(mode="json", exclude={"protocols"})
     summary = {
-        "models": {"1": {"adapter_sha256": "ab"}},
+        "models": {"1": {"base": "another", "adapter_sha256": "ab"}},
+        "input_size": 96,
         "settings": {"1": settings, "2": settings},
         "session": {"command": "nuclora evaluate", "commit": "c"},
         "protocols": {"automatic": {"tiles": 4, "interval": {}, "folds": [scores["a"]], "mean": scores["b"]}},
     }
     (tmp_path / "summary.json").write_text(json.dumps(summary), "utf-8")
     entry = collect(dense_run.folder, tmp_path)[-1]
+    assert (entry["base"], entry["input_size"]) == ("another", 96)
     assert (entry["stage"], entry["epochs"], entry["settings"]) == ("fine-tuned", 8, settings)
     assert entry["calibration"]["tiles"] == 4
 

@@ -16,6 +16,7 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import make_folds
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
+from nuclora.metrics import METRICS
 from nuclora.models.checkpoints import load_base
 from nuclora.recipe import Recipe
 from nuclora.run import Run
@@ -143,7 +144,8 @@ def test_a_second_fold_of_inner_tiles_is_refused_before_it_is_trained(recipe, ti
     base = work(1, "trained").load_base()
     work(1, "trained").start(base).adapter_folder(1).mkdir(parents=True)
     scored = work(1, "scored").start(base)
-    score = {"tile": tiles.names[0], "group": "a", "fold": 1, "dice": 0.5}
+    counts = dict.fromkeys(("nuclei_true", "nuclei_predicted", "missed", "false", "merged", "split"), 3)
+    score = {"tile": tiles.names[0], "group": "a", "fold": 1, **counts, **dict.fromkeys(METRICS, 0.5)}
     scored.zero_shot("oracle-box").add(score, np.zeros((3, 4), np.int32))
     for name in ("trained", "scored"):
         work(1, name).start(base)
