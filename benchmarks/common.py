@@ -129,7 +129,7 @@ def seconds(value: float) -> str:
 
 
 def device_name(device: str) -> str:
-    """The processor, and for CPUs how many cores this process may use."""
+    """The processor by name and generation, and for CPUs how many cores this process may use."""
     if device.startswith("cuda"):
         import torch
 
@@ -138,8 +138,11 @@ def device_name(device: str) -> str:
     model = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.is_file():
-        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
-        model = names[0] if names else model
+        lines = (line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        said = {key.strip(): value.strip() for key, value in lines}
+        if "model name" in said:
+            # Virtual machines name a whole line of processors, of which generations differ by half.
+            model = f"{said['model name']} (family {said.get('cpu family')}, model {said.get('model')})"
     return f"cpu: {model}, {cores} cores"
 
 
