@@ -95,6 +95,13 @@ def require_all(workers: Sequence[BaseProcess]) -> None:
         sys.exit("a process ended; what it says is above")
 
 
+def wait_for(barrier: Barrier, workers: Sequence[BaseProcess]) -> None:
+    """Until all of them wait there."""
+    while barrier.n_waiting < len(workers):
+        time.sleep(0.05)
+        require_all(workers)
+
+
 def next_count(counts: Any, workers: Sequence[BaseProcess]) -> tuple[int, float]:
     """Of one of the processes, unless one of them ends, as for want of memory."""
     while True:
@@ -131,18 +138,14 @@ def main() -> None:
         for processes in given.processes if side != PLAIN else [1]:
             for orders in queues:
                 orders.put((side, processes))
-            while barrier.n_waiting < most:
-                time.sleep(0.05)
-                require_all(workers)
+            wait_for(barrier, workers)
             busy = Busy()
             barrier.wait()
             if given.device == "cuda":
                 busy.start()
             rate = sum(done / seconds for done, seconds in (next_count(counts, workers) for _ in workers))
             share = busy.mean() if given.device == "cuda" else "not known"
-            while barrier.n_waiting < most:
-                time.sleep(0.05)
-                require_all(workers)
+            wait_for(barrier, workers)
             barrier.wait()
             reference = reference or rate
             # At once: what is measured is not lost where time runs out.

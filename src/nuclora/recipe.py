@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from nuclora.errors import NucloraError
+from nuclora.yaml_files import NOT_YAML, parse_yaml, read_yaml_file
 
 Views = Literal[1, 2, 4, 8]
 VIEWS: tuple[Views, ...] = get_args(Views)
@@ -24,8 +25,6 @@ Settings = TypeVar("Settings", bound=BaseModel)
 _AUTO = "auto"
 Protocol = Literal["oracle-box", "oracle-point", "automatic"]
 _MEND = "see docs/recipes.md"
-NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
-"""What PyYAML raises: 2020-99-99 is a ValueError to it, and a thousand brackets are a RecursionError."""
 
 
 class _Strict(BaseModel):
@@ -335,10 +334,7 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
         text = (resources.files("nuclora") / "recipes" / f"{source}.yaml").read_text("utf-8")
     else:
         text = read_yaml_file(source, "no such recipe", f"name a YAML file or one of {', '.join(shipped_recipes())}")
-    try:
-        fields = yaml.safe_load(text)
-    except NOT_YAML as error:
-        raise NucloraError(f"not YAML ({yaml_fault(error)})", path=source, mend=_MEND) from error
+    fields = parse_yaml(text, source, _MEND)
     if not isinstance(fields, dict):
         what = "the file holds no mapping" if text.strip() else "the file is empty"
         raise NucloraError(f"not a recipe: {what}", path=source, mend=_MEND)
@@ -376,38 +372,6 @@ def parse_recipe(fields: Mapping[str, Any], source: str | Path) -> Recipe:
         NucloraError: A field that is missing, unknown or has a wrong value.
     """
     return _validate(Recipe, fields, str(source))
-
-
-def read_yaml_file(source: str, absent: str, choice: str) -> str:
-    """Read a YAML file that a user names.
-
-    Args:
-        source: Its path.
-        absent: What to say where there is no such file: a name may have been meant.
-        choice: The mend.
-
-    Raises:
-        NucloraError: No such file, a folder, or one that cannot be read.
-    """
-    try:
-        return Path(source).read_text("utf-8")
-    except UnicodeDecodeError as error:
-        raise NucloraError("not a text file in UTF-8", path=source, mend="save it as UTF-8") from error
-    except OSError as error:
-        if Path(source).is_dir():
-            raise NucloraError("a folder, not a YAML file", path=Path(source), mend=choice) from error
-        if isinstance(error, FileNotFoundError):
-            raise NucloraError(absent, path=source, mend=choice) from error
-        told = f"cannot be read ({error.strerror})"
-        raise NucloraError(told, path=source, mend="check the path and its permissions") from error
-
-
-def yaml_fault(error: Exception) -> str:
-    """What is wrong with text that is not YAML, in a few words: the place, and what the parser says."""
-    if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
-        mark = error.problem_mark
-        return f"line {mark.line + 1}, column {mark.column + 1}: {error.problem}"
-    return " ".join(str(error).split())[:100]
 
 
 def fault(error: ValidationError) -> str:

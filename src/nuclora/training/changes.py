@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from nuclora.errors import NucloraError
-from nuclora.recipe import NOT_YAML, Recipe, fault, load_recipe, read_yaml_file, shipped_recipes, yaml_fault
+from nuclora.recipe import Recipe, fault, load_recipe, shipped_recipes
+from nuclora.yaml_files import parse_yaml, read_yaml_file
 
 REFERENCE = "reference"
 """Name of the row that is the recipe itself."""
@@ -96,17 +96,16 @@ def load_list(name: str | Path) -> ChangeList:
     """
     source, mend = str(name), "see docs/ablation.md"
     shipped = source in shipped_lists()
+    if shipped:
+        text = (resources.files("nuclora") / "recipes" / "ablations" / f"{source}.yaml").read_text("utf-8")
+    else:
+        choice = f"name a YAML file or one of {', '.join(shipped_lists())}"
+        text = read_yaml_file(source, "no such list of changes", choice)
+    fields = parse_yaml(text, source, mend)
     try:
-        if shipped:
-            text = (resources.files("nuclora") / "recipes" / "ablations" / f"{source}.yaml").read_text("utf-8")
-        else:
-            choice = f"name a YAML file or one of {', '.join(shipped_lists())}"
-            text = read_yaml_file(source, "no such list of changes", choice)
-        changes = ChangeList.model_validate(yaml.safe_load(text))
+        changes = ChangeList.model_validate(fields)
     except ValidationError as error:
         raise NucloraError(f"not a list of changes: {fault(error)}", path=source, mend=mend) from error
-    except NOT_YAML as error:
-        raise NucloraError(f"not YAML ({yaml_fault(error)})", path=source, mend=mend) from error
     if shipped or changes.recipe in shipped_recipes():
         return changes
     return changes.model_copy(update={"recipe": str(Path(source).parent / changes.recipe)})
