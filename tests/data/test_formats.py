@@ -95,9 +95,9 @@ def test_tiles_travel_to_loader_processes_and_are_small(data: Path) -> None:
 
 def test_labels_are_read_without_the_image(data: Path) -> None:
     for tile in open_tiles(data):
-        labels, ignore = tile.read_truth()
-        np.testing.assert_array_equal(labels, tile.read().labels)
-        assert ignore is None
+        truth = tile.read_truth()
+        np.testing.assert_array_equal(truth.labels, tile.read().labels)
+        assert truth.ignore is None
 
 
 def test_a_loader_with_workers_reads_every_layout(data: Path) -> None:

@@ -286,28 +286,49 @@ def test_an_empty_geojson_file_has_no_features(tmp_path: Path, content: str) -> 
         open_tiles(tmp_path)[0].read()
 
 
-def test_outlines_outside_the_image_are_told_by_the_check(tmp_path: Path) -> None:
+def test_nuclei_without_a_pixel_are_told_by_the_check(tmp_path: Path) -> None:
     height, width = SHAPE
     parts = {"type": "MultiPolygon", "coordinates": [[square(width, 0, 5)], [square(0, height + 3, 5)]]}
     geojson(
         tmp_path,
         [
+            # Outside, between the centres of pixels, without an outline, and under another.
             feature(polygon(square(-9, 2, 9)), "detection"),
             feature(parts, "detection"),
             feature({"type": "GeometryCollection", "geometries": [polygon(square(0, -9, 5)), parts]}, "detection"),
-            # In it: by a corner, between the centres of its pixels, and by one part of two.
-            feature(polygon(square(-5, -5, 7)), "detection"),
             feature(polygon(square(9.6, 9.6, 0.3)), "detection"),
-            feature({**parts, "coordinates": [*parts["coordinates"], [square(20, 20, 5)]]}, "detection"),
-            # No nuclei: a region, and what has no outline.
-            feature(polygon(square(900, 900, 9)), "annotation"),
             feature({"type": "Polygon", "coordinates": []}, "detection"),
+            feature(polygon(square(-5, -5, 7)), "detection"),
+            feature(polygon(square(-5, -5, 7)), "detection"),
+            # Inside with one part of two.
+            feature({**parts, "coordinates": [*parts["coordinates"], [square(20, 20, 5)]]}, "detection"),
+            # No nuclei: a region, and a point.
+            feature(polygon(square(900, 900, 9)), "annotation"),
+            feature({"type": "Point", "coordinates": [900, 900]}, "detection"),
         ],
     )
     (fault,) = check_data(tmp_path).faults
     assert (fault.path, fault.spoils) == (str(tmp_path / "a.geojson"), False)
-    assert fault.reason == "3 of 6 outlines lie outside the image"
-    assert fault.mend == "is it the GeoJSON of another image, or of a slide?"
+    assert fault.reason == "6 of 8 nuclei left no pixel: outside the image, under others, or too small"
+    assert fault.mend == "if they are many: is it the file of another image, or of a slide?"
+
+
+@pytest.mark.parametrize("layout", ["coco", "monuseg", "dsb2018"])
+def test_other_drawn_layouts_tell_of_nuclei_without_a_pixel(tmp_path: Path, layout: str) -> None:
+    larger = np.zeros((100, 100), np.int32)
+    larger[2:8, 2:8], larger[80:90, 80:90] = 1, 2
+    if layout == "coco":
+        coco(tmp_path, [annotation([np.ravel(square(x, x, 6)).tolist()]) for x in (2, 80)])
+    elif layout == "monuseg":
+        png(tmp_path / "a.png", TILE.image)
+        (tmp_path / "a.xml").write_text(aperio(larger))
+    else:
+        png(tmp_path / "a" / "images" / "a.png", TILE.image)
+        for number in (1, 2):
+            png(tmp_path / "a" / "masks" / f"{number}.png", (larger == number)[: SHAPE[0], : SHAPE[1]].astype(np.uint8))
+    (fault,) = check_data(tmp_path).faults
+    assert fault.reason == "1 of 2 nuclei left no pixel: outside the image, under others, or too small"
+    assert not fault.spoils
 
 
 def test_what_nuclora_predicts_is_read_back(tmp_path: Path) -> None:

@@ -20,7 +20,6 @@ from scipy import ndimage
 
 from nuclora.data import list_tiles
 from nuclora.data.ids import renumber_far
-from nuclora.data.qupath import GeoJsonObjects
 from nuclora.data.tiles import Sample, Tile, counted
 from nuclora.errors import NucloraError
 
@@ -131,7 +130,6 @@ def check_data(
     for done, tile in enumerate(tiles, start=1):
         try:
             faults += _examine(tile, tile.read(), findings)
-            faults += _outside(tile)
         except NucloraError as error:
             faults.append(_fault(error))
         if progress is not None:
@@ -167,10 +165,19 @@ def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
     areas = np.bincount(labels.ravel())[1:]
     present = areas > 0
     findings.areas[tile.group].append(areas[present])
-    if not present.any():
+    lost = 0 if sample.drawn is None else sample.drawn - int(present.sum())
+    faults = []
+    if lost:
+        # Nothing else tells of them, and of the file of another image they may be all.
+        reason = f"{lost:,} of {sample.drawn:,} nuclei left no pixel: outside the image, under others, or too small"
+        mend = "if they are many: is it the file of another image, or of a slide?"
+        faults.append(Fault(str(tile.labels), findings.told(tile, tile.labels, reason), mend, spoils=False))
+    elif not present.any():
         mend = "label its nuclei, or leave it as it is if the tile has none"
         reason = findings.told(tile, tile.labels, "all-zero labels: no nucleus")
-        return [Fault(str(tile.labels), reason, mend, spoils=False)]
+        faults.append(Fault(str(tile.labels), reason, mend, spoils=False))
+    if not present.any():
+        return faults
     if far is not None or not present.all():
         findings.gaps.append(tile.name)
     if areas.max() > labels.size // 2:
@@ -181,25 +188,9 @@ def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
         findings.split.append(tile.name)
         findings.split_ids += split
     if present.sum() == 1 and components.max() >= _BINARY_MASK_COMPONENTS:
-        return [
-            Fault(
-                str(tile.labels),
-                findings.told(
-                    tile, tile.labels, f"all {components.max()} nuclei have one id: a binary mask, not a label map"
-                ),
-                "give each nucleus its own id",
-            )
-        ]
-    return []
-
-
-def _outside(tile: Tile) -> list[Fault]:
-    """Outlines that are nowhere in the image are dropped, and nothing else tells of it."""
-    outside, outlines = tile.source.outside(tile) if isinstance(tile.source, GeoJsonObjects) else (0, 0)
-    if not outside:
-        return []
-    reason = f"{outside} of {counted(outlines, 'outline')} {'lies' if outside == 1 else 'lie'} outside the image"
-    return [Fault(str(tile.labels), reason, "is it the GeoJSON of another image, or of a slide?", spoils=False)]
+        reason = f"all {components.max()} nuclei have one id: a binary mask, not a label map"
+        faults.append(Fault(str(tile.labels), findings.told(tile, tile.labels, reason), "give each nucleus its own id"))
+    return faults
 
 
 def count_components(labels: NDArray[np.integer]) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ import numpy as np
 
 from nuclora.data.images import guard, image_shape
 from nuclora.data.pairs import group_of, tile_name, walk
-from nuclora.data.polygons import Pixels, fill, mask_of, paint, union
+from nuclora.data.polygons import Pixels, draw, fill, union
 from nuclora.data.rle import decode
 from nuclora.data.tiles import Files, Listing, Tile, Truth
 from nuclora.errors import NucloraError
@@ -94,7 +94,7 @@ class CocoAnnotations(Files):
                 raise NucloraError(told, path=tile.labels, mend="export it with polygons or run lengths") from error
             is_crowd = annotation.get("iscrowd") and not isinstance(annotation.get("attributes"), dict)
             (unknown if is_crowd else nuclei).append(pixels)
-        return paint(nuclei, shape), mask_of(union(unknown), shape)
+        return draw(nuclei, shape, unknown)
 
     def _annotations(self, path: Path) -> list[dict[str, Any]]:
         found = []

@@ -17,7 +17,7 @@ import numpy as np
 
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_shape, read_mask
 from nuclora.data.pairs import group_of, walk
-from nuclora.data.polygons import Pixels, paint
+from nuclora.data.polygons import Pixels, draw
 from nuclora.data.tiles import Files, Listing, Tile, Truth, is_junk, require_shape
 from nuclora.errors import NucloraError
 
@@ -66,7 +66,7 @@ class MaskFiles(Files):
             mask = read_mask(path)
             require_shape(path, mask.shape, shape)
             nuclei.append(np.flatnonzero(mask))
-        return paint(nuclei, shape), None
+        return draw(nuclei, shape)
 
 
 def _folders(root: Path) -> list[Path]:

@@ -79,7 +79,7 @@ class InstanceMap(Files):
         values = guard(_load, tile.labels)
         if values.dtype.kind == "f" and np.isfinite(values).all() and np.array_equal(values, np.rint(values)):
             values = values.astype(np.int64)
-        return as_labels(values, tile.labels), None
+        return Truth(as_labels(values, tile.labels))
 
 
 def _load(path: Path) -> NDArray[Any]:

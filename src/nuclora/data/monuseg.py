@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from nuclora.data.images import IMAGE_SUFFIXES, MAX_PIXELS, guard, image_shape
 from nuclora.data.pairs import find_images, group_of, pair, tile_name, walk
-from nuclora.data.polygons import Pixels, fill, mask_of, paint, union
+from nuclora.data.polygons import Pixels, draw, fill, union
 from nuclora.data.tiles import Files, Listing, Tile, Truth
 from nuclora.errors import NucloraError
 from nuclora.io.pyramid import Slide
@@ -96,7 +96,7 @@ class AperioPolygons(Files):
         if holes:
             cut = union(holes)
             nuclei = [np.setdiff1d(pixels, cut) for pixels in nuclei]
-        return paint(nuclei, shape), mask_of(union(unknown), shape)
+        return draw(nuclei, shape, unknown)
 
 
 def _shape(image: Path) -> tuple[int, int]:

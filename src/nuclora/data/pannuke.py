@@ -91,7 +91,7 @@ class ArrayEntry:
             numbers = np.where(ids > 0, count + np.cumsum(ids > 0), 0)
             labels = np.where(labels > 0, labels, numbers[places.reshape(channel.shape)]).astype(np.int32)
             count += int((ids > 0).sum())
-        return labels, None
+        return Truth(labels)
 
 
 def _fold(path: Path, root: Path) -> str:

@@ -18,6 +18,8 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from nuclora.data.tiles import Truth
+
 Pixels: TypeAlias = NDArray[np.int64]
 """Pixels of one nucleus, as indices into the flattened tile."""
 
@@ -55,20 +57,6 @@ def _inside(ring: ArrayLike, shape: tuple[int, int]) -> Pixels:
     return np.unique(np.asarray(rows, np.int64) * shape[1] + np.asarray(columns, np.int64))
 
 
-def misses(ring: ArrayLike, shape: tuple[int, int]) -> bool:
-    """Whether an outline lies wholly outside a tile; one without points does not.
-
-    Args:
-        ring: Points (N, 2) of x and y.
-        shape: Height and width of the tile.
-    """
-    points = np.asarray(ring, dtype=np.float64)
-    if not len(points):
-        return False
-    (left, top), (right, bottom) = points[:, :2].min(axis=0), points[:, :2].max(axis=0)
-    return bool(right <= 0 or bottom <= 0 or left >= shape[1] or top >= shape[0])
-
-
 def union(parts: Iterable[Pixels]) -> Pixels:
     """Pixels that are in any of the parts, in ascending order."""
     return np.unique(np.concatenate([np.zeros(0, np.int64), *parts]))
@@ -90,10 +78,17 @@ def paint(nuclei: Sequence[Pixels], shape: tuple[int, int]) -> NDArray[np.int32]
     return labels.reshape(shape)
 
 
-def mask_of(pixels: Pixels, shape: tuple[int, int]) -> NDArray[np.bool_] | None:
-    """The pixels as a mask (H, W), or None if there are none."""
-    if not pixels.size:
-        return None
-    mask = np.zeros(shape[0] * shape[1], dtype=np.bool_)
-    mask[pixels] = True
-    return mask.reshape(shape)
+def draw(nuclei: Sequence[Pixels], shape: tuple[int, int], unknown: Iterable[Pixels] = ()) -> Truth:
+    """Make the truth of a tile.
+
+    Args:
+        nuclei: Pixels of each nucleus; ids count them from 1.
+        shape: Height and width of the tile.
+        unknown: Pixels of what is ignored.
+    """
+    ignored = union(unknown)
+    mask = None
+    if ignored.size:
+        mask = np.zeros(shape, dtype=np.bool_)
+        mask.flat[ignored] = True
+    return Truth(paint(nuclei, shape), mask, drawn=len(nuclei))

@@ -12,10 +12,8 @@ Reference:
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ import numpy as np
 
 from nuclora.data.images import IMAGE_SUFFIXES, guard, image_shape
 from nuclora.data.pairs import find_images, group_of, pair, tile_name, walk
-from nuclora.data.polygons import Pixels, fill, mask_of, misses, paint, union
+from nuclora.data.polygons import Pixels, draw, fill, union
 from nuclora.data.tiles import Files, Listing, Tile, Truth
 from nuclora.errors import NucloraError
 
@@ -81,43 +79,22 @@ class GeoJsonObjects(Files):
         shape = image_shape(tile.image)
         nuclei: list[Pixels] = []
         unknown: list[Pixels] = []
-        for number, geometry, ignored in self._objects(tile):
-            with _named(number, geometry, tile.labels):
-                pixels = _pixels(geometry, shape)
-                if pixels is not None:
-                    (unknown if ignored else nuclei).append(pixels)
-        return paint(nuclei, shape), mask_of(union(unknown), shape)
-
-    def outside(self, tile: Tile) -> tuple[int, int]:
-        """How many outlines of nuclei lie wholly outside the image, and how many there are."""
-        shape = image_shape(tile.image)
-        outlines: list[list[Any]] = []
-        for number, geometry, ignored in self._objects(tile):
-            with _named(number, geometry, tile.labels):
-                rings = _outer_rings(geometry)
-                if rings and not ignored:
-                    outlines.append(rings)
-        return sum(all(misses(ring, shape) for ring in rings) for rings in outlines), len(outlines)
-
-    def _objects(self, tile: Tile) -> Iterator[tuple[int, Any, bool]]:
-        """Each object that is a nucleus or ignored: its number in the file, its geometry, whether it is ignored."""
         wanted = {"annotation"} if self.annotations else {"detection", "cell"}
         for number, feature in enumerate(guard(_features, tile.labels), start=1):
             kind, ignored = _kind(feature), _class(feature) == _IGNORE
             is_drawn = kind == "annotation" and _class(feature) == _NUCLEUS
-            if kind in wanted or ignored or is_drawn:
-                of_cell = kind == "cell" and not ignored
-                yield number, feature.get("nucleusGeometry" if of_cell else "geometry"), ignored
-
-
-@contextlib.contextmanager
-def _named(number: int, geometry: Any, path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        drawn = geometry.get("type") if isinstance(geometry, dict) else "geometry"
-        told = f"object {number}: coordinates that make no {drawn}"
-        raise NucloraError(told, path=path, mend=_MEND) from error
+            if kind not in wanted and not ignored and not is_drawn:
+                continue
+            geometry = feature.get("nucleusGeometry" if kind == "cell" and not ignored else "geometry")
+            try:
+                pixels = _pixels(geometry, shape)
+            except (ValueError, TypeError, KeyError, AttributeError) as error:
+                what = geometry.get("type") if isinstance(geometry, dict) else "geometry"
+                told = f"object {number}: coordinates that make no {what}"
+                raise NucloraError(told, path=tile.labels, mend=_MEND) from error
+            if pixels is not None:
+                (unknown if ignored else nuclei).append(pixels)
+        return draw(nuclei, shape, unknown)
 
 
 def _image_stem(path: Path) -> str:
@@ -168,17 +145,3 @@ def _pixels(geometry: Any, shape: tuple[int, int]) -> Pixels | None:
     if kind == "GeometryCollection":
         return union(part for item in geometry["geometries"] if (part := _pixels(item, shape)) is not None)
     return None
-
-
-def _outer_rings(geometry: Any) -> list[Any]:
-    """Outlines of an area without its holes; none of what has no pixels."""
-    if geometry is None:
-        return []
-    kind, coordinates = geometry["type"], geometry.get("coordinates")
-    if kind == "Polygon":
-        return (coordinates or [])[:1]
-    if kind == "MultiPolygon":
-        return [polygon[0] for polygon in coordinates if polygon]
-    if kind == "GeometryCollection":
-        return [ring for item in geometry["geometries"] for ring in _outer_rings(item)]
-    return []

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,15 +27,29 @@ class Sample:
         image: RGB, (H, W, 3).
         labels: Instance ids, (H, W), 0 background; gaps and ids of several components are allowed.
         ignore: Where the truth is unknown, (H, W).
+        drawn: Nuclei that were drawn into the labels, see `Truth`.
     """
 
     image: NDArray[np.uint8]
     labels: NDArray[np.int32]
     ignore: NDArray[np.bool_]
+    drawn: int | None = None
 
 
-Truth: TypeAlias = tuple[NDArray[np.int32], NDArray[np.bool_] | None]
-"""Labels and ignore mask of a tile, (H, W) each; None where nothing is ignored."""
+@dataclass(frozen=True)
+class Truth:
+    """What is known of a tile beside its image.
+
+    Attributes:
+        labels: Instance ids, (H, W), 0 background.
+        ignore: Where the truth is unknown, (H, W); None where nothing is ignored.
+        drawn: Nuclei of the file, where outlines or masks of single ones are drawn into the labels: one may be left
+            without a pixel. None where the file holds labels.
+    """
+
+    labels: NDArray[np.int32]
+    ignore: NDArray[np.bool_] | None = None
+    drawn: int | None = None
 
 
 class Source(Protocol):
@@ -64,7 +78,7 @@ class Files:
 
     def truth(self, tile: Tile) -> Truth:
         """Read labels and ignore mask."""
-        return read_labels(tile.labels), None if tile.ignore is None else read_mask(tile.ignore)
+        return Truth(read_labels(tile.labels), None if tile.ignore is None else read_mask(tile.ignore))
 
 
 @dataclass(frozen=True)
@@ -98,12 +112,11 @@ class Tile:
             NucloraError: A file is missing, damaged or of the wrong kind, or the shapes differ.
         """
         image = self.source.image(self)
-        labels, ignore = self.source.truth(self)
-        require_shape(self.labels, labels.shape, image.shape[:2])
-        if ignore is None:
-            return Sample(image, labels, np.zeros(labels.shape, dtype=np.bool_))
+        truth = self.source.truth(self)
+        require_shape(self.labels, truth.labels.shape, image.shape[:2])
+        ignore = np.zeros(image.shape[:2], dtype=np.bool_) if truth.ignore is None else truth.ignore
         require_shape(self.ignore or self.labels, ignore.shape, image.shape[:2])
-        return Sample(image, labels, ignore)
+        return Sample(image, truth.labels, ignore, truth.drawn)
 
     def read_truth(self) -> Truth:
         """Read labels and ignore mask alone: decoding the image is often most of the work.

@@ -54,9 +54,10 @@ def analyse_nuclei(run: Run, tiles: TileSet, protocol: str, rows: Sequence[Row])
     for row in rows:
         tile = tiles[row["tile"]]
         # Not the whole tile: decoding the images would be half of the work.
-        truth, ignore = tile.read_truth()
-        nuclei = per_nucleus(truth, run.fine_tuned(row["fold"], protocol).labels(tile.name, truth.shape), ignore)
-        scored = truth.size if ignore is None else max(1, np.count_nonzero(~ignore))
+        truth = tile.read_truth()
+        labels, ignore = truth.labels, truth.ignore
+        nuclei = per_nucleus(labels, run.fine_tuned(row["fold"], protocol).labels(tile.name, labels.shape), ignore)
+        scored = labels.size if ignore is None else max(1, np.count_nonzero(~ignore))
         densities.append(row["nuclei_true"] * _REFERENCE_AREA / scored)
         areas.append(nuclei.area)
         found.append(nuclei.matched)
