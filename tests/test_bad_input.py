@@ -141,9 +141,16 @@ def test_lost_parts_of_a_run_can_be_put_back(file, mend, broken, cli):
 def test_a_damaged_adapter_says_how_to_get_it_back(broken, tiles, settings, cli):
     (broken / "fold-1" / "adapter" / "nuclora.json").write_text("{")
     assert_one_line(
-        cli("cv", tiles, "-o", broken, *settings, "-k", 2), "nuclora.json: not a valid card", "delete it and"
+        cli("cv", tiles, "-o", broken, *settings, "-k", 2), "nuclora.json: not a valid card", "delete the folder of its"
     )
     shutil.rmtree(broken / "fold-1" / "adapter")
+    # A new one might differ from the one that its scores are of.
+    assert_one_line(
+        cli("cv", tiles, "-o", broken, *settings, "-k", 2),
+        "fold-1: holds scores of an adapter that is gone",
+        "delete this folder",
+    )
+    shutil.rmtree(broken / "fold-1")
     assert cli("cv", tiles, "-o", broken, *settings, "-k", 2)[0] == 0
 
 

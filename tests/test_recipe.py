@@ -139,6 +139,10 @@ def test_precision_no_in_a_file_is_not_false(tmp_path):
         (["train.epochs"], r"--set train\.epochs: not of the form field=value"),
         (["=3"], r"--set =3: not of the form field=value"),
         (["train.epochs=[1"], r"--set train\.epochs=\[1: the value is not YAML"),
+        (["train.learning_rate=true"], r"train\.learning_rate: .*true is neither a number nor a name"),
+        (["adapter.last_blocks=yes"], r"adapter\.last_blocks: .*true is neither a number nor a name"),
+        (["dense={window: 64, window: 128}"], r"--set dense=.*: the value is not YAML"),
+        (["evaluate.protocols=[]"], r"evaluate\.protocols: Tuple should have at least 1 item"),
         (["train.select=best"], r"train\.select=best needs train\.validate_on=inner"),
         (
             ["train.select=best", "train.validate_on=inner", "train.validations_per_epoch=0"],
@@ -167,6 +171,10 @@ def test_best_with_inner_validation_is_fine():
     [
         (b"name: [", r"mine\.yaml: not YAML \(line 1, column 8: expected the node content.*\); see docs/recipes"),
         (b"name: a\nbase: b: c\n", r"not YAML \(line 2, column 8: mapping values are not allowed here\); see docs"),
+        (
+            b"name: a\ntrain: {epochs: 40}\nbase: b\ntrain:\n  workers: 4\n",
+            r"mine\.yaml: not YAML \(line 4, column 1: train is there twice\); see docs",
+        ),
         (b"name: 2020-99-99\n", r"mine\.yaml: not YAML \(month must be in 1\.\.12.*\); see docs/recipes\.md"),
         (b"name: \x00\n", r"mine\.yaml: not YAML \(.*\); see docs/recipes\.md"),
         (b"- name\n- base\n", r"mine\.yaml: not a recipe: the file holds no mapping"),
@@ -217,6 +225,9 @@ def test_the_evaluation_of_a_trained_adapter_can_change_and_nothing_else():
     assert settings == EvaluateSettings(min_size=3)
     for override in ("train.epochs=3", "evaluate=3", "seed=1"):
         with pytest.raises(NucloraError, match="only fields of evaluate can change"):
+            change_evaluation(settings, [override])
+    for override in ("evaluate.tiles=inner", "evaluate.tune=true"):
+        with pytest.raises(NucloraError, match=f"--set {override}: only `nuclora cv` goes by it"):
             change_evaluation(settings, [override])
     with pytest.raises(NucloraError, match=r"grid\.points: no such field"):
         change_evaluation(settings, ["evaluate.grid.points=8"])

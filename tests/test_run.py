@@ -135,6 +135,23 @@ def test_a_foreign_folder_is_left_alone(name, tmp_path):
     assert _files(tmp_path) == [name]
 
 
+@pytest.mark.parametrize("name", ["recipe.yaml", "folds.csv"])
+def test_a_users_own_recipe_and_fold_table_are_left_alone(name, tmp_path):
+    (tmp_path / name).write_text("# mine\n")
+    with pytest.raises(NucloraError, match=r"neither empty nor a nuclora run; name a new folder"):
+        _start(tmp_path)
+    assert (tmp_path / name).read_text() == "# mine\n"
+
+
+def test_other_tiles_of_the_same_names_are_refused(tmp_path):
+    # As runs were noted before: they take up what they are gone on with.
+    _start(tmp_path / "run").begin_session("no")
+    _start(tmp_path / "run", data={**DATA, "sha256": "ab"}).begin_session("no")
+    _start(tmp_path / "run", data={"root": "/elsewhere", "format": "nuinsseg", "sha256": "ab"})
+    with pytest.raises(NucloraError, match=r"run: made from other tiles than those in /somewhere/tiles are now"):
+        _start(tmp_path / "run", data={**DATA, "sha256": "cd"})
+
+
 @pytest.mark.parametrize("write", [1, 2, 3, 4])
 def test_a_start_that_dies_at_any_write_can_be_repeated(write, tmp_path):
     """SIGKILL before the nth file is put in place."""

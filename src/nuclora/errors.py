@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -36,3 +38,15 @@ def is_out_of_memory(error: BaseException) -> bool:
         or type(error).__name__ == "OutOfMemoryError"
         or (isinstance(error, RuntimeError) and any(words in str(error) for words in _NO_MEMORY))
     )
+
+
+@contextlib.contextmanager
+def memory_told() -> Iterator[None]:
+    """Turn the many errors of too little memory into the one that users see."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        mend = "lower input.size or prompts.chunk, or set train.batch_size=auto or train.checkpointing=true"
+        raise NucloraError("out of memory", mend=mend) from error

@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from nuclora.errors import NucloraError
-from nuclora.yaml_files import NOT_YAML, parse_yaml, read_yaml_file
+from nuclora.yaml_files import NOT_YAML, load_yaml, parse_yaml, read_yaml_file
 
 Views = Literal[1, 2, 4, 8]
 VIEWS: tuple[Views, ...] = get_args(Views)
@@ -29,6 +37,14 @@ _MEND = "see docs/recipes.md"
 
 class _Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _true_is_not_1(cls, value: Any, field: ValidationInfo) -> Any:
+        kind = cls.model_fields[str(field.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kind, *get_args(kind)):
+            raise ValueError(f"{str(value).lower()} is neither a number nor a name")
+        return value
 
 
 class AdapterSettings(_Strict):
@@ -234,7 +250,7 @@ class DecodeSettings(_Strict):
 class EvaluateSettings(_Strict):
     """How test tiles are segmented and scored."""
 
-    protocols: tuple[Protocol, ...] = ("oracle-box", "oracle-point", "automatic")
+    protocols: tuple[Protocol, ...] = Field(("oracle-box", "oracle-point", "automatic"), min_length=1)
     tiles: Literal["test", "inner"] = Field(
         "test", description="inner: score the inner validation tiles, for choices that must not see a test tile"
     )
@@ -357,6 +373,8 @@ def change_evaluation(settings: EvaluateSettings, overrides: Sequence[str]) -> E
     for override in overrides:
         if not override.startswith("evaluate."):
             raise NucloraError(f"--set {override}: only fields of evaluate can change for an adapter that is trained")
+        if override.startswith(("evaluate.tiles=", "evaluate.tune=")):
+            raise NucloraError(f"--set {override}: only `nuclora cv` goes by it", mend="leave it out")
         _set_field(fields, override)
     return _validate(EvaluateSettings, fields["evaluate"], "evaluate")
 
@@ -395,7 +413,7 @@ def _set_field(fields: dict[str, Any], override: str) -> None:
     if not separator or not path:
         raise NucloraError(f"--set {override}: not of the form field=value", mend="write e.g. --set train.epochs=10")
     try:
-        value = yaml.safe_load(text)
+        value = load_yaml(text)
     except NOT_YAML as error:
         raise NucloraError(f"--set {override}: the value is not YAML") from error
     if isinstance(value, str):

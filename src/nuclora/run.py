@@ -55,6 +55,7 @@ class _Base(BaseModel):
 class _Data(BaseModel):
     root: str
     format: str
+    sha256: str | None = None
 
 
 class _Session(BaseModel):
@@ -121,18 +122,20 @@ class Run:
             recipe: The resolved recipe.
             folds: The fold table.
             base: `name` and `sha256` of the base checkpoint, and the `path` it was read from.
-            data: `root` and `format` of the labelled tiles.
+            data: `root`, `format` and `sha256` of the labelled tiles, see
+                :meth:`nuclora.data.tiles.TileSet.digest`.
 
         Raises:
-            NucloraError: Another recipe, base or fold table made the run that is there.
+            NucloraError: Another recipe, base or fold table, or other tiles, made the run that is there.
         """
         asked = {
             "recipe": recipe.model_dump(mode="json"),
             "base": {"name": base["name"], "sha256": base["sha256"]},
             "folds_sha256": folds.sha256,
         }
+        own = {"recipe.yaml": recipe.to_yaml(), "folds.csv": folds.to_csv()}
         # Looked at before run.json is, which of several processes that start together another may write meanwhile.
-        strangers = folder.is_dir() and not all(_left_by_a_start(path) for path in folder.iterdir())
+        strangers = folder.is_dir() and not all(_left_by_a_start(path, own) for path in folder.iterdir())
         if not (folder / "run.json").exists():
             if folder.exists() and not folder.is_dir():
                 raise NucloraError("not a folder", path=folder, mend="name a new folder with -o")
@@ -159,6 +162,13 @@ class Run:
                 "made from something else: " + "; ".join(differences),
                 path=folder,
                 mend="use another -o, or the same settings to go on",
+            )
+        # Runs of before tiles were noted lack it.
+        if (known := run.info["data"].get("sha256")) and known != data.get("sha256"):
+            raise NucloraError(
+                f"made from other tiles than those in {data['root']} are now: images or labels differ",
+                path=folder,
+                mend="use another -o",
             )
         # Where things lie may have changed since; what they are has not.
         run.info["data"] = dict(data)
@@ -281,9 +291,16 @@ def _check_record(record: Mapping[str, Any]) -> None:
         raise TypeError(f"protocol is {record['protocol']!r}")
 
 
-def _left_by_a_start(path: Path) -> bool:
-    """Whether a start that was killed before there was a run.json left this file, whole or in part."""
-    return path.name.lstrip(".").startswith(("recipe.yaml", "folds.csv", "run.json", "lock"))
+def _left_by_a_start(path: Path, own: Mapping[str, str]) -> bool:
+    """Whether a start that was killed before there was a run.json left this file, whole or in part.
+
+    Args:
+        path: The file.
+        own: What the start wrote, by name; other files of these names are the user's.
+    """
+    if path.name in own:
+        return path.is_file() and path.read_text("utf-8", "replace") == own[path.name]
+    return path.name.startswith((".recipe.yaml", ".folds.csv", ".run.json", ".lock", "run.json"))
 
 
 def _differences(have: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:

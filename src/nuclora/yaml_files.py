@@ -13,6 +13,28 @@ NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises: 2020-99-99 is a ValueError to it, and a thousand brackets are a RecursionError."""
 
 
+class _EachKeyOnce(yaml.SafeLoader):
+    """YAML forbids a key that is there twice; PyYAML takes the last, and what stood under the first is lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value} is there twice", key.start_mark)
+            if isinstance(key.value, str):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def load_yaml(text: str) -> Any:
+    """What a text in YAML says, plain values alone.
+
+    Raises:
+        YAMLError, ValueError, RecursionError: It is not YAML (`NOT_YAML`), or a mapping has a key twice.
+    """
+    return yaml.load(text, _EachKeyOnce)
+
+
 def read_yaml_file(source: str, absent: str, choice: str) -> str:
     """Read a YAML file that a user names.
 
@@ -49,7 +71,7 @@ def parse_yaml(text: str, source: str, mend: str) -> Any:
         NucloraError: It is not YAML.
     """
     try:
-        return yaml.safe_load(text)
+        return load_yaml(text)
     except NOT_YAML as error:
         raise NucloraError(f"not YAML ({_fault(error)})", path=source, mend=mend) from error
 

@@ -8,7 +8,7 @@ from nuclora.data.targets import dense_targets
 from nuclora.errors import NucloraError
 from nuclora.inference import tune
 from nuclora.inference.predictor import Maps
-from nuclora.inference.tune import Prediction, tune_decode
+from nuclora.inference.tune import Prediction, Trial, tune_decode
 from nuclora.metrics import aji, panoptic_quality
 from nuclora.recipe import DecodeSettings
 
@@ -81,3 +81,12 @@ def test_every_value_of_the_grids_is_a_valid_setting() -> None:
 def test_refuses_no_tiles() -> None:
     with pytest.raises(NucloraError, match="no tiles"):
         tune_decode([], DecodeSettings(), 10)
+
+
+def test_one_tile_tells_nothing_and_two_that_agree_do():
+    def trial(*by_tile: float) -> Trial:
+        return Trial(DecodeSettings(), 10, 0, 0, 0, by_tile)
+
+    assert not trial(0.9).clearly_better_than(trial(0.1))
+    assert trial(0.6, 0.7).clearly_better_than(trial(0.5, 0.6))
+    assert not trial(0.9, 0.5).clearly_better_than(trial(0.5, 0.7))

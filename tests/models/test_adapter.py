@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -140,6 +141,17 @@ def test_files(adapter: Path, tiny_sam_folder: Path) -> None:
     card = json.loads((adapter / "nuclora.json").read_text())
     assert card["base_sha256"] == sha256_of(tiny_sam_folder)
     assert card["nuclora"]
+
+
+def test_a_full_disk_is_told(adapter: Path, tiny_sam_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    before = (adapter / "adapter_model.safetensors").read_bytes()
+    monkeypatch.setattr(Path, "write_bytes", fail)
+    with pytest.raises(NucloraError, match="free some space"):
+        save_adapter(_trained(tiny_sam_folder, PART_SETS[1]), adapter, _card(tiny_sam_folder))
+    assert (adapter / "adapter_model.safetensors").read_bytes() == before
 
 
 def test_replaces_an_older_adapter(adapter: Path, tiny_sam_folder: Path, pixels: Tensor) -> None:

@@ -113,6 +113,15 @@ def test_damaged_file(small_base: Path, suffix: str) -> None:
         load_base("small", path)
 
 
+def test_too_little_memory_is_no_damage(small_base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:127] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(torch, "load", load)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        load_base("small", small_base)
+
+
 def test_nothing_is_unpickled(small_base: Path) -> None:
     torch.save({"harm": _Harmful()}, small_base)
     with pytest.raises(NucloraError, match="not a readable checkpoint"):

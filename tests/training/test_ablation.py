@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import weakref
 from pathlib import Path
 
 import pytest
@@ -152,6 +153,24 @@ def test_a_row_that_fails_leaves_the_others_their_turn(plan, tmp_path):
     assert list(failed) == ["high-rate"]
     assert "neither empty nor a nuclora run" in str(failed["high-rate"])
     assert _states(ablation) == ["lacking", "lacking", "done"]
+
+
+def test_a_row_that_runs_out_of_memory_gives_back_what_it_had(plan, tmp_path, monkeypatch):
+    held = []
+
+    class Network:
+        pass
+
+    def run_row(work, monitor):
+        assert all(reference() is None for reference in held)
+        network = Network()
+        held.append(weakref.ref(network))
+        raise NucloraError("out of memory")
+
+    monkeypatch.setattr("nuclora.training.ablation.run_row", run_row)
+    ablation = plan(tmp_path / "out", only=["high-rate", "mlp"])
+    write_ablation(ablation)
+    assert len(_work(ablation)) == len(held) == 2
 
 
 def _changed(*rows: tuple[str, str]) -> ChangeList:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import safetensors.torch
+import tifffile
 import torch
 
 from nuclora.data import open_tiles
@@ -169,8 +170,25 @@ def test_a_fold_at_work_is_not_touched_by_another(unbroken, tiny_data, tiny_reci
 
 def test_a_finished_run_is_read_and_not_done_again(unbroken, tiny_data, tiny_recipe, tiny_sam_folder):
     before = {p: p.stat().st_mtime_ns for p in unbroken.rglob("*.safetensors")}
+    sessions = Run(unbroken).info["sessions"]
     _run(tiny_data, tiny_recipe, unbroken, tiny_sam_folder)
     assert {p: p.stat().st_mtime_ns for p in unbroken.rglob("*.safetensors")} == before
+    # The last is the one that made the results.
+    assert Run(unbroken).info["sessions"] == sessions
+
+
+def test_corrected_labels_are_not_taken_for_those_of_the_run(
+    unbroken, tiny_data, tiny_recipe, tiny_sam_folder, tmp_path
+):
+    corrected = tmp_path / "corrected"
+    shutil.copytree(tiny_data, corrected)
+    assert open_tiles(corrected).digest() == open_tiles(tiny_data).digest()
+    path = open_tiles(corrected)[0].labels
+    labels = tifffile.imread(path)
+    labels[labels == labels.max()] = 0
+    tifffile.imwrite(path, labels)
+    with pytest.raises(NucloraError, match=r"run: made from other tiles than those in .*corrected are now"):
+        _run(corrected, tiny_recipe, unbroken, tiny_sam_folder)
 
 
 def test_logs_hold_every_step_epoch_and_validation(unbroken):

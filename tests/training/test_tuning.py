@@ -118,6 +118,18 @@ def test_command_tunes_what_is_trained_and_leaves_alone_what_is_evaluated(run, t
         (tmp_path / "away").rename(evaluated)
 
 
+def test_other_protocols_were_scored_with_the_thresholds_too(run, monkeypatch):
+    asked = run.recipe.evaluate.model_copy(update={"protocols": ("oracle-box",)})
+    monkeypatch.setattr(run, "recipe", run.recipe.model_copy(update={"evaluate": asked}))
+    scores = run.fine_tuned(1, "oracle-box").folder
+    shutil.copytree(run.fine_tuned(1, "automatic").folder, scores)
+    try:
+        with pytest.raises(NucloraError, match=r"oracle-box: fold 1 is evaluated already"):
+            tune_run(run, [1])
+    finally:
+        shutil.rmtree(scores)
+
+
 def test_fold_that_is_evaluated_while_another_is_tuned_is_left_alone(run, tiny_sam_folder, tmp_path, monkeypatch):
     evaluated = run.fine_tuned(1, "automatic").folder
     card = read_card(run.adapter_folder(1))

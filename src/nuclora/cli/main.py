@@ -32,7 +32,7 @@ from nuclora.cli import (
     tune,
     weights,
 )
-from nuclora.errors import NucloraError, is_out_of_memory
+from nuclora.errors import NucloraError, memory_told
 from nuclora.training.interrupt import Stopped
 
 STOPPED = 130
@@ -98,7 +98,8 @@ def run() -> None:
         # As a KeyboardInterrupt it would end in typer's "Aborted!" and exit code 1.
         signal.signal(signal.SIGINT, _stop)
     try:
-        app()
+        with memory_told():
+            app()
     except NucloraError as error:
         typer.secho(f"nuclora: {' '.join(str(error).splitlines())}", fg="red", err=True)
         sys.exit(2)
@@ -115,11 +116,7 @@ def run() -> None:
             f"nuclora: {place}{error.strerror or error}; check the disk and the permissions", fg="red", err=True
         )
         sys.exit(2)
-    except Exception as error:
-        if is_out_of_memory(error):
-            mend = "lower input.size or prompts.chunk, or set train.batch_size=auto or train.checkpointing=true"
-            typer.secho(f"nuclora: out of memory; {mend}", fg="red", err=True)
-            sys.exit(2)
+    except Exception:
         traceback.print_exc()
         typer.secho("nuclora: this is our fault, not yours; please report it with the lines above", fg="red", err=True)
         sys.exit(1)

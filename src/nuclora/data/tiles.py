@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -158,6 +160,24 @@ class TileSet:
     def _by_name(self) -> dict[str, Tile]:
         return {tile.name: tile for tile in self.tiles}
 
+    def digest(self) -> str:
+        """What tells the tiles from others wherever they lie: SHA-256 of their names, groups and files.
+
+        Raises:
+            NucloraError: A file cannot be read.
+        """
+        hashes: dict[Path, str] = {}
+        digest = hashlib.sha256()
+        for tile in self.tiles:
+            parts = [tile.name, tile.group]
+            for path in filter(None, (tile.image, tile.labels, tile.ignore)):
+                if path not in hashes:
+                    # Several tiles may share a file, which may have gigabytes.
+                    hashes[path] = _hash(path)
+                parts.append(hashes[path])
+            digest.update(json.dumps(parts).encode())
+        return digest.hexdigest()
+
     @property
     def names(self) -> list[str]:
         """Names of the tiles in order."""
@@ -210,6 +230,20 @@ class Listing:
         if not self.tiles:
             raise NucloraError(f"no tiles in this folder of format {self.format}", path=self.root)
         return TileSet(self.root, self.format, self.sorted_tiles())
+
+
+def _hash(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of a folder's."""
+    if path.is_dir():
+        inside = [(item.name, _hash(item)) for item in sorted(path.iterdir()) if item.is_file() and not is_junk(item)]
+        return hashlib.sha256(json.dumps(inside).encode()).hexdigest()
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise NucloraError(
+            f"cannot be read ({error.strerror})", path=path, mend="check the path and its permissions"
+        ) from error
 
 
 def counted(number: int, noun: str) -> str:

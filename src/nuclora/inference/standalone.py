@@ -127,7 +127,7 @@ def evaluate_source(
     """
     made_from = {
         "models": {str(fold): _identity(model, weights) for fold, model in source.models.items()},
-        "data": {"root": str(tiles.root.resolve()), "tiles": len(tiles)},
+        "data": {"root": str(tiles.root.resolve()), "tiles": len(tiles), "sha256": tiles.digest()},
         "settings": {str(fold): of.model_dump(mode="json", exclude={"protocols"}) for fold, of in settings.items()},
         "precision": precision,
         "input_size": input_size,

@@ -63,10 +63,12 @@ class Trial:
         return (self.aji + self.pq) / 2
 
     def clearly_better_than(self, other: Trial) -> bool:
-        """Whether the objective is higher by more than one standard error of the differences tile by tile."""
+        """Whether the objective is higher by more than one standard error of the differences tile by tile.
+
+        One tile has no such error, and can tell nothing.
+        """
         gain = np.subtract(self.by_tile, other.by_tile)
-        error = gain.std(ddof=1) / len(gain) ** 0.5 if len(gain) > 1 else 0.0
-        return bool(gain.mean() > error)
+        return len(gain) > 1 and bool(gain.mean() > gain.std(ddof=1) / len(gain) ** 0.5)
 
 
 def tune_decode(

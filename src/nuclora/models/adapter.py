@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 
 from nuclora.errors import NucloraError
 from nuclora.files import atomic_folder, write_atomic
@@ -38,7 +38,7 @@ INT8 = "dense_int8"
 MIN_SIZE = "min_size"
 SHIPPED = "embedded"
 
-_MEND = "copy the adapter again; of a run, delete it and `nuclora cv` trains it again"
+_MEND = "copy the adapter again; of a run, delete the folder of its fold and `nuclora cv` trains it again"
 
 
 class AdapterCard(BaseModel):
@@ -135,14 +135,12 @@ def _write(
         for name, tensors in weights.items():
             _save_tensors(tensors, fresh / name)
         (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
-        for file in fresh.iterdir():
-            # safetensors writes for the owner's eyes only; an adapter is there to be shared.
-            file.chmod(0o644)
 
 
 def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
-    save_file(
-        {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata={"format": "pt"}
+    # safetensors' own writing has an error of its own for a full disk, and makes files for the owner's eyes only.
+    path.write_bytes(
+        save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, {"format": "pt"})
     )
 
 

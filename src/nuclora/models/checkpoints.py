@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from nuclora.data.download import Progress, download
-from nuclora.errors import NucloraError
+from nuclora.errors import NucloraError, is_out_of_memory
 from nuclora.models.bases import Base, get_base
 from nuclora.models.dense_sam import DenseSam
 from nuclora.models.layout import UNUSED, original_name
@@ -270,6 +270,8 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
         reason = "damaged, a web page in its place, or a pickle of more than tensors"
         raise NucloraError(f"not a readable checkpoint ({reason})", path=path, mend="fetch it again") from error
     except Exception as error:  # a damaged file raises nearly anything
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise NucloraError(f"not a readable checkpoint ({reason})", path=path, mend="fetch it again") from error
     if not isinstance(tensors, dict) or not all(

@@ -187,7 +187,8 @@ def run_ablation(
             if int(os.environ.get("WORLD_SIZE", "1")) > 1:
                 # The other processes are in the middle of the row, and would wait for this one for ever.
                 raise
-            failed[row.name] = error
+            # Not the error itself: it holds the row's networks, and the next rows need the memory.
+            failed[row.name] = NucloraError(error.reason, path=error.path, mend=error.mend)
         finally:
             monitor.close()
             after(row)

@@ -93,7 +93,7 @@ def load_checkpoint(
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (OSError, safetensors.SafetensorError, KeyError, TypeError, ValueError) as error:
         raise NucloraError(
-            f"cannot read the checkpoint ({error})", path=path, mend="delete it to train the fold anew"
+            f"cannot read the checkpoint ({error})", path=path, mend="delete the fold's folder to train it anew"
         ) from error
     load_trained_state(model, _under(tensors, "model."), path)
     if average is not None:

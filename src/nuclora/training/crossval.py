@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from nuclora.data import open_tiles
 from nuclora.data.folds import ALL_TILES, FoldTable, make_folds, scored_tiles
 from nuclora.data.tiles import TileSet
-from nuclora.errors import NucloraError
+from nuclora.errors import NucloraError, memory_told
 from nuclora.evaluation import Evaluation
 from nuclora.inference.evaluate import evaluate_tiles
 from nuclora.inference.loading import load_model
@@ -136,7 +136,11 @@ class CrossValidation:
             recipe=self.recipe,
             folds=self.fold_table,
             base={"name": base.name, "sha256": base.sha256, "path": str(base.path)},
-            data={"root": str(self.tiles.root.resolve()), "format": self.tiles.format},
+            data={
+                "root": str(self.tiles.root.resolve()),
+                "format": self.tiles.format,
+                "sha256": self.tiles.digest(),
+            },
         )
         if self.recipe.evaluate.tiles == "inner":
             _check_one_fold(run, self.choose_folds())
@@ -153,6 +157,10 @@ class CrossValidation:
             NucloraError: As there.
             Stopped: A stop was asked for; everything is saved.
         """
+        with memory_told():
+            return self._run(monitor, patience)
+
+    def _run(self, monitor: Monitor | None, patience: float) -> Run:
         chosen = self.choose_folds()
         accelerator = _accelerator(self.recipe)
         base = self.load_base()
@@ -170,8 +178,6 @@ class CrossValidation:
             return run.locked(fold, patience) if accelerator.is_main_process else contextlib.nullcontext()
 
         with Interrupt() as interrupt:
-            if accelerator.is_main_process:
-                run.begin_session(work.precision)
             if self.zero_shot and accelerator.is_main_process:
                 with locked(None):
                     work.evaluate_zero_shot(base, chosen, interrupt)
@@ -220,6 +226,13 @@ class _Work:
         self.accelerator = accelerator
         self.precision = cast(Precision, accelerator.mixed_precision)
         self.monitor = monitor
+        self._is_noted = False
+
+    def note_session(self) -> None:
+        """Note this process among the run's sessions when it has something to do, so that the last made something."""
+        if self.accelerator.is_main_process and not self._is_noted:
+            self.run.begin_session(self.precision)
+            self._is_noted = True
 
     def train(self, fold: int, interrupt: Interrupt) -> None:
         """Train a fold unless its adapter is there."""
@@ -228,6 +241,13 @@ class _Work:
             # A kill may have come before.
             self.run.drop_checkpoints(fold)
             return
+        for protocol in self.run.recipe.evaluate.protocols:
+            if self.run.fine_tuned(fold, protocol).rows:
+                folder = self.run.fold_folder(fold)
+                raise NucloraError(
+                    "holds scores of an adapter that is gone", path=folder, mend="delete this folder to begin it anew"
+                )
+        self.note_session()
         base = load_base(self.run.recipe.base, self.weights)
         FoldTrainer(
             self.run, fold, self.tiles, base, accelerator=self.accelerator, monitor=self.monitor, interrupt=interrupt
@@ -269,6 +289,7 @@ class _Work:
             return
 
         def progress(done: int, total: int) -> None:
+            self.note_session()
             self.monitor.evaluated(f"fold {fold}, tuning", done, total)
             interrupt.check()
 
@@ -294,6 +315,7 @@ class _Work:
         fold_of = {tile: fold for fold in folds for tile in scored_tiles(self.run.folds, fold, self.run.recipe)}
 
         def progress(done: int, total: int) -> None:
+            self.note_session()
             self.monitor.evaluated(title, done, total)
             interrupt.check()
 

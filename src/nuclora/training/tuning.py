@@ -145,13 +145,15 @@ def tune_run(
 
 
 def _require_unevaluated(run: Run, fold: int) -> None:
-    done = run.fine_tuned(fold, "automatic")
-    if done.rows:
-        raise NucloraError(
-            f"fold {fold} is evaluated already, with the thresholds that it has",
-            path=done.folder,
-            mend="move this folder away if it is to be evaluated with others",
-        )
+    # Of the thresholds min_size is there for every protocol.
+    for protocol in run.recipe.evaluate.protocols:
+        done = run.fine_tuned(fold, protocol)
+        if done.rows:
+            raise NucloraError(
+                f"fold {fold} is evaluated already, with the thresholds that it has",
+                path=done.folder,
+                mend="move this folder away if it is to be evaluated with others",
+            )
 
 
 def is_tuned(run: Run, fold: int) -> bool:
