@@ -319,6 +319,100 @@ def test_files_that_nuclora_did_not_make_are_not_replaced(prediction: Prediction
     assert (prediction.out / "im 1.csv").read_text() == "mine"
 
 
+def test_what_somebody_has_changed_or_added_is_not_replaced(prediction: Prediction) -> None:
+    prediction(formats=("labels", "table"))
+    for name, told in (
+        ("im 1.csv", "changed since `nuclora predict` wrote it"),
+        ("im 1.geojson", "there already, and"),
+    ):
+        before = (prediction.out / name).read_bytes() if (prediction.out / name).exists() else None
+        (prediction.out / name).write_text("corrected by hand")
+        with pytest.raises(NucloraError, match=rf"{name}: {told}.*--overwrite"):
+            prediction(formats=("labels", "coco"))
+        assert (prediction.out / name).read_text() == "corrected by hand"
+        # What is asked for is there.
+        assert len(prediction(formats=("labels",)).kept) == 3
+        (prediction.out / name).unlink()
+        if before is not None:
+            assert len(prediction(formats=("table",)).kept) == 2
+    assert len(prediction(formats=("labels", "geojson")).rows) == 3
+
+
+def test_killed_it_does_not_replace_what_it_was_not_writing(
+    prediction: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def die(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "write_output", die)
+    with pytest.raises(KeyboardInterrupt):
+        prediction(formats=("labels",))
+    monkeypatch.undo()
+    (prediction.out / "im 0.csv").write_text("mine")
+    with pytest.raises(NucloraError, match=r"im 0\.csv: there already, and not from `nuclora predict`"):
+        prediction(formats=("labels",))
+    assert (prediction.out / "im 0.csv").read_text() == "mine"
+
+
+def test_a_summary_that_nuclora_did_not_make_is_not_replaced(prediction: Prediction) -> None:
+    prediction.out.mkdir()
+    (prediction.out / "summary.csv").write_text("mine")
+    with pytest.raises(NucloraError, match=r"summary\.csv: there already, and not from `nuclora predict`"):
+        prediction()
+    assert (prediction.out / "summary.csv").read_text() == "mine"
+    # Where nothing came out there is nothing to sum up.
+    (prediction.out / "summary.csv").unlink()
+    for path in prediction.inputs.iterdir():
+        path.write_bytes(b"no image at all")
+    assert len(prediction().failures) == len(prediction().failures) == 3
+    assert not (prediction.out / "summary.csv").exists()
+
+
+@pytest.mark.parametrize("what", ["read_image", "nuclei"])
+def test_an_image_too_large_for_the_memory_stops_no_other(
+    what: str, prediction: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = getattr(module if what == "read_image" else prediction.predictor, what)
+    calls = 0
+
+    def fail(*arguments: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise MemoryError
+        return whole(*arguments, **more)
+
+    monkeypatch.setattr(module if what == "read_image" else prediction.predictor, what, fail)
+    outcome = prediction()
+    assert [row.nuclei for row in outcome.rows] == [1, 3]
+    (failure,) = outcome.failures
+    assert "im 1.tif: needs more memory than there is; save it as a tiled TIFF" in str(failure)
+
+
+def test_what_is_kept_is_told_by_its_path_of_now(prediction: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    prediction()
+    monkeypatch.chdir(prediction.inputs)
+    prediction.inputs = Path()
+    outcome = prediction()
+    assert (
+        {row.image for row in outcome.rows}
+        == outcome.kept
+        == {f"im {i}.{s}" for i, s in enumerate(["png", "tif", "webp"])}
+    )
+
+
+def test_what_a_kill_left_in_folders_below_goes(prediction: Prediction) -> None:
+    below = prediction.out / "sub"
+    (below / "b.zarr" / "0").mkdir(parents=True)
+    (below / ".c.zarr.scratch" / "new").mkdir(parents=True)
+    torn = [below / ".b.labels.tif.0123abcd.tmp", below / "b.zarr" / "0" / ".x.0123abcd.tmp"]
+    for path in torn:
+        path.touch()
+    prediction()
+    assert [path.exists() for path in torn] == [False, True]
+    assert not (below / ".c.zarr.scratch").exists()
+
+
 def test_an_image_named_summary_is_refused(prediction: Prediction) -> None:
     Image.fromarray(spots(1)).save(prediction.inputs / "Summary.png")
     for overwrite in (False, True):

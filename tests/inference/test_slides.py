@@ -174,6 +174,31 @@ def test_killed_between_two_outputs_it_computes_nothing_again(
     assert not (tmp_path / "out" / "slide.parts").exists()
 
 
+def test_work_that_is_begun_after_the_outputs_stays(slide: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    predict(slide, out, formats=("table",))
+    with pytest.raises(KeyboardInterrupt):
+        predict(slide, out, formats=("table", "geojson"), block_progress=stop_after(2))
+    parts = sorted((out / "slide.parts").glob("*.npz"))
+    assert len(parts) >= 2
+    assert predict(slide, out, formats=("table",)).kept == {str(slide)}
+    assert sorted((out / "slide.parts").glob("*.npz")) == parts
+
+
+def test_parts_of_another_make_are_told_before_any_other_slide_is_begun(
+    slide: Path, image: np.ndarray, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    with pytest.raises(KeyboardInterrupt):
+        predict(slide, out, block_progress=stop_after(2))
+    # Its turn comes first.
+    write_slide(tmp_path / "first.tif", image, 4.0)
+    how = How(MADE_BY | {"adapter": {"sha": "b"}}, SpotPredictor, ("table",), SETTINGS)
+    with open_outputs(out) as folder, pytest.raises(NucloraError, match=r"slide\.parts: there is unfinished"):
+        predict_images(find_images([tmp_path / "first.tif", slide]), folder, how, engine=LocalEngine())
+    assert not (out / "first.csv").exists()
+
+
 def test_parts_of_another_make_are_refused_and_dropped_when_told(slide: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     with pytest.raises(KeyboardInterrupt):

@@ -71,6 +71,25 @@ def test_a_base_as_it_came(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_p
         evaluate_source(*arguments, protocols=["oracle-box"], settings={NO_FOLD: other}, weights=tiny_sam_folder)
 
 
+def test_each_protocol_that_is_scored_is_in_the_summary(
+    labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path
+) -> None:
+    source = find_source("custom", labelled_tiles)
+    for protocols in (["oracle-box"], ["oracle-point"]):
+        summary = evaluate_source(
+            source,
+            labelled_tiles,
+            tmp_path / "out",
+            protocols=protocols,
+            settings={NO_FOLD: SETTINGS},
+            weights=tiny_sam_folder,
+        )
+    assert {name: found["tiles"] for name, found in summary["protocols"].items()} == {
+        "oracle-box": 6,
+        "oracle-point": 6,
+    }
+
+
 def test_an_adapter_brings_its_recipe(labelled_tiles: TileSet, tiny_sam_folder: Path, tmp_path: Path) -> None:
     _save_adapter(tmp_path / "adapter", tiny_sam_folder, seed=1)
     source = find_source(str(tmp_path / "adapter"), labelled_tiles)

@@ -101,7 +101,8 @@ def _predict(
             told = functools.partial(block_progress, name) if block_progress else None
             predict_slide(job, folder, worker.how, worker.predictor(), told)
         else:
-            worker.find()
+            if failure := worker.find():
+                return failure
             wanted = folder.begin(job.image, job.sha256, job.made_by, worker.how.formats)
             row = worker.write({output: folder.path(name, output) for output in wanted})
             folder.finish(name, wanted, row)

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.data.images import read_image
-from nuclora.errors import NucloraError
+from nuclora.errors import NucloraError, is_out_of_memory
 from nuclora.inference.image_files import ImageFile
 from nuclora.inference.jobs import How, Job
 from nuclora.inference.outputs import Row
@@ -55,14 +55,21 @@ class ImageWorker:
             require_room(self._pixels.shape[:2], self.how.image_scale)
         except NucloraError as error:
             return NucloraError(error.reason, path=job.image.path, mend=error.mend)
+        except Exception as error:
+            return _too_large(job.image, error)
         self._image = job.image
         return None
 
-    def find(self) -> None:
-        """Find the nuclei of the image that was read."""
+    def find(self) -> NucloraError | None:
+        """Find the nuclei of the image that was read; why that cannot be, if so."""
+        assert self._image is not None
         predictor = self.predictor()
         self._began = time.monotonic()
-        self._nuclei = predictor.nuclei(self._pixels, self.how.settings, mpp=self.how.microns_per_pixel)
+        try:
+            self._nuclei = predictor.nuclei(self._pixels, self.how.settings, mpp=self.how.microns_per_pixel)
+        except Exception as error:
+            return _too_large(self._image, error)
+        return None
 
     def write(self, paths: Mapping[str, Path]) -> Row:
         """Write what was found into files by format; what the summary says of it."""
@@ -124,6 +131,14 @@ def write_output(path: Path, output: str, found: ImageNuclei) -> None:
         write_columns(path, found.columns)
     else:
         write_parquet(path, [found.columns])
+
+
+def _too_large(image: ImageFile, error: Exception) -> NucloraError:
+    """The error of an image that there is too little memory for, which stops no other; raises any other error."""
+    if not is_out_of_memory(error):
+        raise error
+    mend = "save it as a tiled TIFF of several levels, which is read piece by piece"
+    return NucloraError("needs more memory than there is", path=image.path, mend=mend)
 
 
 def _reader(pixels: NDArray[Any]) -> Read:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from nuclora.errors import NucloraError
@@ -12,10 +12,10 @@ from nuclora.extras import require
 from nuclora.inference.canvas import Region, SlideOptions
 from nuclora.inference.engine import Engine, LocalEngine, NamedProgress, Progress
 from nuclora.inference.image_files import ImageFile, find_images
-from nuclora.inference.jobs import How, require_slides
+from nuclora.inference.jobs import How, parts_made_from, require_slides
 from nuclora.inference.loading import BACKENDS, Backend, load_model, require_precision, usual_device
 from nuclora.inference.outputs import FORMATS, USUAL, OutputFolder, Row, open_outputs
-from nuclora.inference.parts import remove_parts
+from nuclora.inference.parts import refuse_other_parts
 from nuclora.inference.provenance import choose_settings, identify_adapter
 from nuclora.io.microns import require_plausible
 from nuclora.models.adapter import read_card, shipped_adapter
@@ -167,12 +167,13 @@ def predict_images(
             work.append(job)
         else:
             outcome.kept.add(str(job.image.path))
-            # A kill may have come between a slide's last output and the end of its parts.
-            remove_parts(folder.parts(job.image.name))
+            folder.drop_parts(job.image.name)
     for job in work:
         folder.refuse_name(job.image)
         if not how.overwrite:
             folder.refuse_conflict(job.image, job.sha256, job.made_by)
+            if job.is_slide:
+                refuse_other_parts(folder.parts(job.image.name), parts_made_from(job))
     failed: dict[str, NucloraError] = {}
     try:
         if work:
@@ -182,8 +183,11 @@ def predict_images(
         folder.arrange([job.image.name for job in jobs])
         folder.write_summary()
     outcome.failures.extend(failed[job.image.name] for job in work if job.image.name in failed)
-    done = (folder.records[job.image.name].row for job in jobs if job.image.name not in failed)
-    outcome.rows.extend(row for row in done if row is not None)
+    for job in jobs:
+        row = folder.records[job.image.name].row if job.image.name not in failed else None
+        if row is not None:
+            # It may lie elsewhere than when its row was written.
+            outcome.rows.append(replace(row, image=str(job.image.path)))
     known = how.slides.adapters_microns
     if known is None and any(job.is_slide or how.microns_per_pixel for job in jobs):
         outcome.notes.append("not rescaled: the adapter does not say at how many microns per pixel it was trained")

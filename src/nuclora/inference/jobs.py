@@ -80,6 +80,11 @@ def make_job(image: ImageFile, sha256: str, how: How) -> Job:
     return Job(image, sha256 + identity, how.made_by | taken, is_slide=True)
 
 
+def parts_made_from(job: Job) -> dict[str, Any]:
+    """What the parts of a slide are made from, but for how the model cuts it into blocks."""
+    return {"slide": job.sha256, **job.made_by}
+
+
 def require_slides(images: Sequence[ImageFile]) -> None:
     """See that all images are slides, as options for slides ask.
 

@@ -23,6 +23,7 @@ from nuclora.errors import NucloraError
 from nuclora.files import LONGEST_NAME, AppendLog, disk_errors, hold, remove_torn
 from nuclora.inference.hashes import KnownHashes
 from nuclora.inference.image_files import ImageFile
+from nuclora.inference.parts import remove_parts
 from nuclora.io.tables import write_rows
 
 FORMATS: Final[Mapping[str, str]] = {
@@ -41,7 +42,8 @@ USUAL: Final = ("labels", "overlay", "geojson", "table")
 
 SUMMARY = "summary"
 _LOG = "predict.jsonl"
-_KINDS: Final = {"name": str, "path": str, "sha256": str, "made_by": dict, "formats": list}
+PARTS: Final = ".parts"
+_KINDS: Final = {"name": str, "path": str, "sha256": str, "made_by": dict, "formats": list, "written": dict}
 # Whatever is asked for now: other formats may be later.
 _LONGEST_NAME: Final = LONGEST_NAME - max(map(len, FORMATS.values()))
 _MEND = "name another folder with -o, or replace them with --overwrite"
@@ -81,8 +83,10 @@ class Record:
         path: The image file, absolute.
         sha256: Its hash.
         made_by: Adapter and settings.
-        formats: The outputs that are there; none while they are being made.
+        formats: The outputs that are there, or that are being made.
         row: Its row of the summary, once its outputs are there.
+        written: Size and time of change in nanoseconds of each output when it was written, by format: what somebody
+            has changed since is not replaced.
     """
 
     name: str
@@ -91,6 +95,7 @@ class Record:
     made_by: dict[str, Any]
     formats: list[str] = field(default_factory=list)
     row: Row | None = None
+    written: dict[str, list[int]] = field(default_factory=dict)
 
 
 @contextlib.contextmanager
@@ -109,7 +114,7 @@ def open_outputs(root: Path, *, overwrite: bool = False) -> Iterator[OutputFolde
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     with hold(root, "folder"):
-        remove_torn(root, stores=FORMATS["zarr"])
+        remove_torn(root, deep=True, stores=FORMATS["zarr"], passed_over=PARTS)
         yield OutputFolder(root, overwrite=overwrite)
 
 
@@ -121,12 +126,14 @@ class OutputFolder:
         overwrite: Drop damaged notes, instead of refusing them: what is made anew needs none.
 
     Raises:
-        NucloraError: Its notes are damaged.
+        NucloraError: Its notes are damaged, or there is a summary without any.
     """
 
     def __init__(self, root: Path, *, overwrite: bool = False) -> None:
         self.root = root
         self._log = AppendLog(root / _LOG)
+        if self._log.is_empty and self._summary.exists() and not overwrite:
+            raise NucloraError("there already, and not from `nuclora predict`", path=self._summary, mend=_MEND)
         self.records: dict[str, Record] = {}
         """The last record of each image by name, in the order in which they were asked for."""
         self.hashes = KnownHashes(lambda note: self._log.append(json.dumps(note)))
@@ -149,19 +156,24 @@ class OutputFolder:
             # Else the next command, without --overwrite, would meet them again.
             self._log.rewrite(sound)
 
+    @property
+    def _summary(self) -> Path:
+        return self.root / f"{SUMMARY}.csv"
+
     def path(self, name: str, output: str) -> Path:
         """File or folder of one output of an image."""
         return self.root / f"{name}{FORMATS[output]}"
 
     def parts(self, name: str) -> Path:
         """Folder of what is found of a slide while it is worked on."""
-        return self.root / f"{name}.parts"
+        return self.root / f"{name}{PARTS}"
 
     def is_done(self, image: ImageFile, sha256: str, made_by: Mapping[str, Any], formats: Iterable[str]) -> bool:
         """Whether all outputs asked for are there, of this very image and made in the same way."""
         record = self.records.get(image.name)
         return (
             record is not None
+            and record.row is not None
             and record.sha256 == sha256
             and record.made_by == made_by
             and all(output in record.formats and self.path(image.name, output).exists() for output in formats)
@@ -186,17 +198,13 @@ class OutputFolder:
             raise NucloraError(f"its table would replace {SUMMARY}.csv", path=image.path, mend="rename the image")
 
     def refuse_conflict(self, image: ImageFile, sha256: str, made_by: Mapping[str, Any]) -> None:
-        """See that the outputs of an image replace none that were made of something else.
+        """See that the outputs of an image replace none that were made of something else, or by somebody.
 
         Raises:
             NucloraError: They would.
         """
         record = self.records.get(image.name)
-        if record is None:
-            for output in FORMATS:
-                if (file := self.path(image.name, output)).exists():
-                    raise NucloraError("there already, and not from `nuclora predict`", path=file, mend=_MEND)
-        elif record.row is not None:
+        if record is not None and record.row is not None:
             if record.sha256 != sha256 and Path(record.path) != image.path.resolve():
                 raise NucloraError(
                     f"there are nuclei of another image of this name, {record.path}",
@@ -210,6 +218,12 @@ class OutputFolder:
                     path=self.root / image.name,
                     mend=_MEND,
                 )
+        for output in FORMATS:
+            file = self.path(image.name, output)
+            if file.exists() and (record is None or output not in record.formats):
+                raise NucloraError("there already, and not from `nuclora predict`", path=file, mend=_MEND)
+            if file.exists() and record and record.written.get(output, _stamp(file)) != _stamp(file):
+                raise NucloraError("changed since `nuclora predict` wrote it", path=file, mend=_MEND)
 
     def begin(self, image: ImageFile, sha256: str, made_by: dict[str, Any], formats: Iterable[str]) -> list[str]:
         """Note that the outputs of an image are going to be written, so that a killed run's are known for ours.
@@ -220,12 +234,28 @@ class OutputFolder:
         """
         record = self.records.get(image.name)
         there = [output for output in FORMATS if record is not None and self.path(image.name, output).exists()]
-        self._add(Record(image.name, str(image.path.resolve()), sha256, made_by))
-        return [output for output in FORMATS if output in formats or output in there]
+        wanted = [output for output in FORMATS if output in formats or output in there]
+        self._add(Record(image.name, str(image.path.resolve()), sha256, made_by, wanted))
+        return wanted
 
     def finish(self, name: str, formats: Sequence[str], row: Row) -> None:
         """Note that the outputs of an image are there."""
-        self._add(replace(self.records[name], formats=list(formats), row=row))
+        paths = {output: self.path(name, output) for output in formats}
+        # A file system that machines share may not show yet what another one has written.
+        written = {output: _stamp(path) for output, path in paths.items() if path.exists()}
+        self._add(replace(self.records[name], formats=list(formats), row=row, written=written))
+
+    def drop_parts(self, name: str) -> None:
+        """Remove the parts of a slide whose outputs are there, where a kill came in between.
+
+        Parts that are newer than the outputs are of unfinished work, for other formats or settings, and stay.
+
+        Raises:
+            NucloraError: They cannot be removed.
+        """
+        ended = max((time for _, time in self.records[name].written.values()), default=0)
+        if all(path.stat().st_mtime_ns <= ended for path in self.parts(name).glob("*.npz")):
+            remove_parts(self.parts(name))
 
     def arrange(self, names: Sequence[str]) -> None:
         """Put the records of some images into this order, in the places that they have among all.
@@ -244,12 +274,11 @@ class OutputFolder:
             kept = [*self.hashes.notes(), *map(asdict, self.records.values())]
             self._log.rewrite([json.dumps(note) for note in kept])
 
-    def write_summary(self) -> Path:
+    def write_summary(self) -> None:
         """Write ``summary.csv``, a row for each image whose outputs are in the folder."""
         rows = [asdict(record.row) for record in self.records.values() if record.row is not None]
-        path = self.root / f"{SUMMARY}.csv"
-        write_rows(path, list(Row.__dataclass_fields__), (row.values() for row in rows))
-        return path
+        if rows or self._summary.exists():
+            write_rows(self._summary, list(Row.__dataclass_fields__), (row.values() for row in rows))
 
     def _restore(self, fields: dict[str, Any]) -> None:
         """Take up a note of an earlier command; raises nearly anything where it is none."""
@@ -265,3 +294,9 @@ class OutputFolder:
     def _add(self, record: Record) -> None:
         self._log.append(json.dumps(asdict(record)))
         self.records[record.name] = record
+
+
+def _stamp(path: Path) -> list[int]:
+    """Size and time of change of a file or folder."""
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]

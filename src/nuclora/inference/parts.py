@@ -25,6 +25,8 @@ from nuclora.files import disk_errors, write_atomic
 from nuclora.inference.blocks import Found
 
 _MADE_FROM: Final = "made-from.json"
+BLOCKS: Final = "blocks"
+"""Under which `made_from` says how the model cuts a slide into blocks: known once it is loaded."""
 _COLUMN: Final = "column-"
 # As `Parts._path` has it: what else lies there ("copy of 000012.npz") is none of ours.
 _NUMBER: Final = re.compile(r"[0-9]{6}|[1-9][0-9]{6,}")
@@ -44,7 +46,7 @@ class Parts:
 
     def __init__(self, root: Path, made_from: Mapping[str, Any], *, overwrite: bool = False) -> None:
         self.root = root
-        self._note = json.dumps(made_from, sort_keys=True)
+        self._made_from = made_from
         if not root.exists():
             return
         note = root / _MADE_FROM
@@ -54,11 +56,7 @@ class Parts:
             # A kill came between the folder and its note, or before the last of it was removed.
             return
         if not overwrite:
-            raise NucloraError(
-                f"there is unfinished work that was made differently: {self._differing(note)}",
-                path=root,
-                mend="name another folder with -o, or drop it with --overwrite",
-            )
+            refuse_other_parts(root, made_from)
         self.remove()
 
     def __contains__(self, index: int) -> bool:
@@ -75,7 +73,7 @@ class Parts:
             NucloraError: The disk is full, or nothing can be written there.
         """
         if not (self.root / _MADE_FROM).exists():
-            write_atomic(self.root / _MADE_FROM, self._note)
+            write_atomic(self.root / _MADE_FROM, json.dumps(self._made_from, sort_keys=True))
 
     def write(self, index: int, found: Found, seconds: float) -> None:
         """Keep what a block found, and how long it took.
@@ -147,16 +145,36 @@ class Parts:
 
     def _is_ours(self, note: Path) -> bool:
         try:
-            return note.read_text("utf-8") == self._note
+            return bool(json.loads(note.read_text("utf-8")) == json.loads(json.dumps(self._made_from)))
         except (OSError, ValueError):
             return False
 
-    def _differing(self, note: Path) -> str:
-        try:
-            there, wanted = json.loads(note.read_text("utf-8")), json.loads(self._note)
-            return "other " + ", ".join(key for key in wanted if there.get(key) != wanted[key])
-        except (OSError, ValueError, AttributeError):
-            return f"no sound {_MADE_FROM}"
+
+def refuse_other_parts(root: Path, made_from: Mapping[str, Any]) -> None:
+    """See that the parts of a slide, if there are any, were made from these things.
+
+    Args:
+        root: Their folder.
+        made_from: What they are to be made from; JSON values only. Without `blocks`, these are not compared.
+
+    Raises:
+        NucloraError: They were made from others, or their note is damaged.
+    """
+    if not any(root.glob("*.npz")) and not (root / _MADE_FROM).exists():
+        return
+    try:
+        there, wanted = json.loads((root / _MADE_FROM).read_text("utf-8")), json.loads(json.dumps(made_from))
+        keys = {**wanted, **there}.keys() - ({BLOCKS} - wanted.keys())
+        differing = sorted(key for key in keys if there.get(key) != wanted.get(key))
+        told = f"other {', '.join(differing)}"
+    except (OSError, ValueError, TypeError):
+        differing, told = [_MADE_FROM], f"no sound {_MADE_FROM}"
+    if differing:
+        raise NucloraError(
+            f"there is unfinished work that was made differently: {told}",
+            path=root,
+            mend="name another folder with -o, or drop it with --overwrite",
+        )
 
 
 def remove_parts(root: Path) -> None:

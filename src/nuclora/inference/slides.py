@@ -18,9 +18,9 @@ from nuclora.data.targets import MAPS, STRIDE
 from nuclora.inference.blocks import HALO, STEPS, Block, find_nuclei, plan_blocks
 from nuclora.inference.canvas import Canvas, SlideOptions, Tissue, find_tissue, open_canvas
 from nuclora.inference.image_files import ImageFile
-from nuclora.inference.jobs import How, Job
+from nuclora.inference.jobs import How, Job, parts_made_from
 from nuclora.inference.outputs import OutputFolder, Row
-from nuclora.inference.parts import Parts
+from nuclora.inference.parts import BLOCKS, Parts
 from nuclora.inference.predictor import Maps, Predictor
 from nuclora.inference.slide_outputs import (
     write_annotations,
@@ -117,7 +117,7 @@ def open_work(
     Raises:
         NucloraError: The slide is damaged, or there are parts of something else.
     """
-    parts = Parts(root, {"slide": job.sha256, **job.made_by, "blocks": [*STEPS, HALO, *lattice]}, overwrite=overwrite)
+    parts = Parts(root, {**parts_made_from(job), BLOCKS: [*STEPS, HALO, *lattice]}, overwrite=overwrite)
     with open_canvas(job.image.path, options) as canvas:
         tissue = find_tissue(canvas, options.everywhere)
         yield SlideWork(job.image, canvas, tissue, list(plan_blocks(canvas.shape, lattice)), parts)

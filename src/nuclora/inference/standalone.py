@@ -120,7 +120,7 @@ def evaluate_source(
 
     Returns:
         The content of `summary.json`: `models`, `data`, `settings`, the `session` that finished it, and for each
-        protocol its `description`, `tiles` and the :class:`nuclora.metrics.Summary`.
+        protocol that is scored in `out` its `description`, `tiles` and the :class:`nuclora.metrics.Summary`.
 
     Raises:
         NucloraError: Bad input, or `out` holds the results of something else.
@@ -149,8 +149,11 @@ def evaluate_source(
             mine = [tile for tile in tiles if source.fold_of[tile.name] == fold]
             evaluate_tiles(predictor, mine, source.fold_of, protocols, settings[fold], evaluations, progress)
     by_protocol = {}
-    for protocol, evaluation in evaluations.items():
-        rows = evaluation.rows
+    # Those that earlier commands have scored as well.
+    for protocol in DESCRIPTIONS:
+        rows = Evaluation(out / protocol).rows
+        if not rows:
+            continue
         by_protocol[protocol] = {
             "description": DESCRIPTIONS[protocol],
             "tiles": len(rows),

@@ -253,10 +253,7 @@ class Worker:
 
     def find_nuclei(self, job: Job) -> NucloraError | None:
         """Find the nuclei of an image; why it could not be read, if so."""
-        failure = self._images.read(job)
-        if failure is None:
-            self._images.find()
-        return failure
+        return self._images.read(job) or self._images.find()
 
     def write_image(self, paths: Mapping[str, Path]) -> Row:
         """Write what was found last."""
