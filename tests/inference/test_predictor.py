@@ -14,7 +14,8 @@ from nuclora.inference.predictor import Predictor
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.models.preprocess import prepare
-from nuclora.recipe import AdapterSettings
+from nuclora.models.sam import MaskPrediction
+from nuclora.recipe import AdapterSettings, DenseSettings
 
 BOXES = np.array([[3, 4, 20, 30], [40, 10, 55, 22], [0, 0, 79, 47], [70, 40, 78, 46], [9, 9, 9, 9]], np.float32)
 
@@ -41,6 +42,33 @@ def test_prompts_of_a_wide_image_reach_the_model_in_its_frame(tiny_sam_folder: P
         expected = sam.decode(embeddings, boxes=mapped, multimask=multimask)
     torch.testing.assert_close(logits, expected.logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(iou, expected.iou, rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "side"), [(64, 64, 96), (32, 32, 48), (64, 256, 192), (8, 8, 16), (2000, 2000, 2048)]
+)
+def test_with_a_dense_decoder_prompts_see_the_enlargement_of_training(
+    tiny_sam_folder: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, side: int
+) -> None:
+    model = load_base("custom", tiny_sam_folder).model
+    predictor = Predictor(model, input_size=96, normalise="unit", dense=DenseSettings(window=64))
+    shown: list[torch.Size] = []
+
+    def encode(pixels: torch.Tensor) -> torch.Tensor:
+        shown.append(pixels.shape)
+        return torch.zeros(1, 16, pixels.shape[2] // 16, pixels.shape[3] // 16)
+
+    def decode(_: torch.Tensor, boxes: torch.Tensor, **__: object) -> MaskPrediction:
+        # The last pixel of the image is the last of what is shown.
+        shape = torch.tensor([width, height])
+        torch.testing.assert_close((boxes[0, 2:] + 0.5) * shape / side, shape - 0.5)
+        return MaskPrediction(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1))
+
+    monkeypatch.setattr(model, "encode", encode)
+    monkeypatch.setattr(model, "decode", decode)
+    encoded = predictor.encode(np.zeros((height, width, 3), np.uint8))
+    assert shown == [(1, 3, side, side)]
+    assert len(list(predictor.decode(encoded, boxes=np.array([[0, 0, width - 1, height - 1]], np.float32)))) == 1
 
 
 @pytest.mark.parametrize("prompts", [{"boxes": BOXES}, {"points": BOXES[:, :2], "multimask": True}])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, cast
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 DenseNetwork = Callable[[Tensor, Tensor], Tensor]
 """As :meth:`nuclora.models.dense_sam.DenseSam.forward`."""
 PROMPTS_AT_ONCE = 64
+_LARGEST_PROMPTED = 2048
 # Neighbouring windows share a quarter of their side.
 _MARGINS = 4
 
@@ -45,10 +47,12 @@ class EncodedImage:
     Attributes:
         embeddings: (1, 256, h, w), on the predictor's device.
         image: The image itself, uint8 (H, W, 3).
+        side: Of the square that it was shown as, in pixels.
     """
 
     embeddings: torch.Tensor
     image: NDArray[np.uint8]
+    side: int
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -83,14 +87,16 @@ class Nuclei(NamedTuple):
 class Predictor:
     """Encodes images and decodes prompts.
 
-    Prompts are in pixels of the image, which may have any shape: it is stretched to the square input as in training,
-    and prompts are mapped with it (see :func:`nuclora.data.prompts.to_input_frame`).
+    Prompts are in pixels of the image, which may have any shape: it is stretched to a square, and prompts are mapped
+    with it (see :func:`nuclora.data.prompts.to_input_frame`). The square is the input as in training, where whole tiles
+    were shown; a model with a dense decoder, which trained on crops, sees an image of any size enlarged as much as
+    those were.
 
     Args:
         model: The network, or the PEFT model around it; a network without what prompts need only finds nuclei by its
             dense decoder. It is moved to the device, and each :meth:`encode` puts it
             in evaluation mode.
-        input_size: Side of the square input in pixels.
+        input_size: Side of the square input in pixels; with a dense decoder that of what a window is shown as.
         normalise: How pixel values are scaled: `unit`, `imagenet` or `minmax`.
         device: Where to compute.
         precision: `bf16` or `fp16` computes in it where that is safe; `no` stays with float32.
@@ -141,10 +147,19 @@ class Predictor:
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
         """Encode an image, uint8 (H, W, 3), of any height and width."""
         self.model.eval()
-        pixels = prepare(image, self.input_size, self.normalise, antialias=self.dense is not None)
+        side = self._side(image.shape[0] * image.shape[1])
+        pixels = prepare(image, side, self.normalise, antialias=self.dense is not None)
         with torch.inference_mode(), self._autocast():
             embeddings = self.model.encode(pixels[None].to(self.device))
-        return EncodedImage(embeddings, image)
+        return EncodedImage(embeddings, image, side)
+
+    def _side(self, area: int) -> int:
+        """Side of the square that an image of so many pixels is shown as to be prompted."""
+        if self.dense is None:
+            return self.input_size
+        side = round(math.sqrt(area) * self.input_size / self.dense.window / self.model.stride) * self.model.stride
+        # Memory grows with it; what is larger is shown smaller.
+        return min(max(side, self.model.stride), max(self.input_size, _LARGEST_PROMPTED))
 
     def decode(
         self,
@@ -171,7 +186,7 @@ class Predictor:
         if not hasattr(self.model, "decode"):
             raise ValueError("this model was loaded without what prompts need")
         model = cast("NucleiSam", self.model)
-        mapped = torch.from_numpy(to_input_frame(prompts, encoded.shape, self.input_size)).to(self.device)
+        mapped = torch.from_numpy(to_input_frame(prompts, encoded.shape, encoded.side)).to(self.device)
         for start in range(0, len(mapped), self.chunk):
             part = mapped[start : start + self.chunk]
             # Left before the yield: these modes must not leak into the caller's loop.
