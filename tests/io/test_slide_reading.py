@@ -66,6 +66,20 @@ def test_beyond_the_slide_is_glass(image: np.ndarray, tmp_path: Path) -> None:
         assert (slide.read(1000, 1000, 8, 8, 2.0) == 255).all()
 
 
+@pytest.mark.parametrize("scale", [0.25, 0.5, 0.7, 1.3, 1.7, 3.0])
+@pytest.mark.parametrize("shape", [(64, 64), (63, 37), (5, 1)])
+def test_the_slides_edge_is_as_dark_as_the_rest(scale: float, shape: tuple[int, int], tmp_path: Path) -> None:
+    height, width = shape
+    with open_slide(write_slide(tmp_path / "slide.tif", np.full((*shape, 3), 120, np.uint8), levels=1)) as slide:
+        assert (slide.read(0, 0, width, height, scale) == 120).all()
+        part = slide.read(-8 * scale, -4 * scale, width + 16 * scale, height + 8 * scale, scale)
+    rows, columns = (np.flatnonzero((part == 120).all(axis=2).any(axis=axis)) for axis in (1, 0))
+    assert (rows[0], rows[-1]) == (4, 3 + np.ceil(height / scale))
+    assert (columns[0], columns[-1]) == (8, 7 + np.ceil(width / scale))
+    part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 255
+    assert (part == 255).all(), "beyond it is glass"
+
+
 @pytest.mark.parametrize("scale", [1.25, 2.0, 3.7, 8.0])
 def test_a_smaller_picture_is_the_mean_over_its_pixels_areas(scale: float, tmp_path: Path) -> None:
     image = picture(240, 320)
