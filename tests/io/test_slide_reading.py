@@ -204,6 +204,22 @@ def test_a_damaged_tile_names_the_file_and_the_place(image: np.ndarray, tmp_path
             slide.read(70, 130, 20, 20)
 
 
+def test_openslide_reads_what_is_sound_after_what_is_damaged(tmp_path: Path, shared_data: Path) -> None:
+    pytest.importorskip("openslide")
+    whole = shared_data / "slides" / "cmu_small_region.svs"
+    with tifffile.TiffFile(whole) as tiff:
+        # Of ten tiles of 240 pixels in a row, the third of the third row.
+        start, count = tiff.pages[0].dataoffsets[22], tiff.pages[0].databytecounts[22]
+    content = bytearray(whole.read_bytes())
+    content[start : start + count] = b"\xff" * count
+    path = tmp_path / "slide.svs"
+    path.write_bytes(content)
+    with open_slide(path) as slide, open_slide(whole) as sound:
+        with pytest.raises(NucloraError, match=r"slide\.svs: cannot be read at 500,500,20,20 \(x,y,width,height"):
+            slide.read(500, 500, 20, 20)
+        np.testing.assert_array_equal(slide.read(0, 0, 100, 100), sound.read(0, 0, 100, 100))
+
+
 def test_a_file_that_is_cut_short_is_named(image: np.ndarray, tmp_path: Path) -> None:
     path = tmp_path / "slide.tif"
     tifffile.imwrite(path, image, photometric="rgb", rowsperstrip=10, metadata=None)
