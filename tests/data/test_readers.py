@@ -418,6 +418,16 @@ def test_a_damaged_matlab_file_is_named_and_hides_no_data_set(tmp_path: Path) ->
         open_tiles(tmp_path)
 
 
+def test_a_damaged_table_of_folds_is_named(tmp_path: Path) -> None:
+    WRITERS["lizard"](tmp_path, [TILE, known(2)])
+    path = tmp_path / "Lizard_Labels" / "info.csv"
+    # A quote that is not closed, in a table so long that the rest is no cell.
+    path.write_text(path.read_text() + '"glas_2,glas,1\n' + "crag_3,crag,2\n" * 10_000)
+    with pytest.raises(NucloraError, match=r"info\.csv: cannot be read \(field larger .*; the file is damaged"):
+        open_tiles(tmp_path)
+    assert [fault.path for fault in check_data(tmp_path).faults] == [str(path)]
+
+
 @pytest.mark.parametrize(
     ("content", "told"),
     [
