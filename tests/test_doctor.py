@@ -6,11 +6,13 @@ from importlib import metadata
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
 from nuclora import doctor
 from nuclora.cli.main import app
 from nuclora.doctor import Finding, diagnose
+from nuclora.inference.loading import usual_device
 from nuclora.machine import environment
 
 Usage = namedtuple("Usage", "total used free")
@@ -56,6 +58,15 @@ def test_an_optional_package_is_only_a_note(monkeypatch):
     monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None)
     finding = _finding("tensorboard")
     assert (finding.state, finding.mend) == ("note", "pip install 'nuclora[track]'")
+
+
+def test_a_gpu_that_only_training_uses_is_a_note(monkeypatch):
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    finding = _finding("GPU")
+    assert (finding.state, finding.found) == ("note", "Apple's, by MPS")
+    assert finding.mend == "training computes on it; nuclora predict and nuclora evaluate on the CPU"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert usual_device().type == "cpu"
 
 
 @pytest.mark.parametrize(("free", "state"), [(4e9, "note"), (6e9, "good")])

@@ -89,7 +89,8 @@ def _devices() -> list[Finding]:
             Finding("bfloat16", "note", "slow on this processor", "predict in float32, or see nuclora quantize")
         )
     if torch.backends.mps.is_available():
-        findings.append(Finding("GPU", "good", "Apple's, by MPS"))
+        mend = "training computes on it; nuclora predict and nuclora evaluate on the CPU"
+        findings.append(Finding("GPU", "note", "Apple's, by MPS", mend))
     elif not torch.cuda.is_available():
         findings.append(Finding("GPU", "note", "none that torch can use", "small bases (mobile_sam) train on the CPU"))
     for index in range(torch.cuda.device_count()):

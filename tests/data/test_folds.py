@@ -101,6 +101,9 @@ def test_tables_survive_the_disk_and_the_hash_is_that_of_the_file(tmp_path: Path
         ("tile,group,fold\na,g,one\n", "line 2: fold 'one' is not a number"),
         ("tile,group,fold\na,g\n", "line 2: fold None is not a number"),
         ("tile,group,fold\n,g,1\nb,g,2\n", "line 2: no tile or group"),
+        # A quote that is not closed.
+        ('tile,group,fold\na,g,1\n"b,g,2\n' + "c,g,1\n" * 30_000, r"line \d+: no CSV \(field larger than"),
+        ('"tile,group,fold\n' + "c,g,1\n" * 30_000, r"line \d+: no CSV \(field larger than"),
     ],
 )
 def test_broken_tables_are_refused(tmp_path: Path, content: str, message: str) -> None:

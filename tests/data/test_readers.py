@@ -165,6 +165,23 @@ def test_what_the_folders_above_are_called_does_not_matter(layout: str, below: s
     assert same_nuclei(tiles[0].read().labels, TILE.labels)
 
 
+@pytest.mark.parametrize("layout", ["qupath", "matlab", "monuseg", "cellpose"])
+def test_what_was_predicted_beside_the_images_is_no_image(layout: str, tmp_path: Path) -> None:
+    WRITERS[layout](tmp_path, [TILE, known(2)])
+    expected = open_tiles(tmp_path).names
+    for tile in open_tiles(tmp_path):
+        tif(tile.image.with_suffix(".labels.tif"), tile.read().labels)
+        png(tile.image.with_suffix(".overlay.png"), tile.read().image)
+    assert open_tiles(tmp_path).names == expected
+    assert check_data(tmp_path).faults == ()
+
+
+def test_labels_may_be_called_as_what_is_predicted(tmp_path: Path) -> None:
+    png(tmp_path / "images" / "a.labels.png", TILE.image)
+    tif(tmp_path / "labels" / "a.labels.tif", TILE.labels)
+    np.testing.assert_array_equal(open_tiles(tmp_path)[0].read().labels, TILE.labels)
+
+
 def test_masks_of_cvat_are_no_crowds(tmp_path: Path) -> None:
     """CVAT and Datumaro call every mask a crowd."""
     lengths = {"size": list(SHAPE), "counts": run_lengths(np.arange(SHAPE[0] * SHAPE[1]).reshape(SHAPE) < 30)}
@@ -416,6 +433,16 @@ def test_a_damaged_matlab_file_is_named_and_hides_no_data_set(tmp_path: Path) ->
     path.rename(path.with_name("b.mat"))
     with pytest.raises(NucloraError, match="no labelled tiles found"):
         open_tiles(tmp_path)
+
+
+def test_a_damaged_table_of_folds_is_named(tmp_path: Path) -> None:
+    WRITERS["lizard"](tmp_path, [TILE, known(2)])
+    path = tmp_path / "Lizard_Labels" / "info.csv"
+    # A quote that is not closed, in a table so long that the rest is no cell.
+    path.write_text(path.read_text() + '"glas_2,glas,1\n' + "crag_3,crag,2\n" * 10_000)
+    with pytest.raises(NucloraError, match=r"info\.csv: cannot be read \(field larger .*; the file is damaged"):
+        open_tiles(tmp_path)
+    assert [fault.path for fault in check_data(tmp_path).faults] == [str(path)]
 
 
 @pytest.mark.parametrize(

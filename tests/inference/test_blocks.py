@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tifffile
 
 from nuclora.errors import NucloraError
 from nuclora.inference import blocks as module
@@ -140,6 +141,54 @@ def test_windows_of_glass_and_those_of_the_block_before_are_not_predicted(
     ours, theirs = (list(Parts(tmp_path / name, {}).numbered()) for name in "ab")
     assert sum(len(found.outlines) for _, _, found in ours) == sum(len(found.outlines) for _, _, found in theirs) > 30
     assert tissue.mm2 == pytest.approx(0.5 * 240 * 400 * 16e-6, rel=0.1)
+
+
+@pytest.fixture
+def island() -> np.ndarray:
+    """Glass of 4 microns a pixel with a square of tissue and a little dust."""
+    image = np.full((600, 700, 3), 245, np.uint8)
+    image[200:320, 250:400] = image[452:458, 502:508] = (120, 70, 150)
+    return image
+
+
+@pytest.mark.parametrize(
+    ("region", "shows_tissue"),
+    [
+        # Corners of the tissue, each less than a speck; the slide's corner; across the tissue.
+        (Region(225, 175, 40, 40), True),
+        (Region(390, 310, 40, 50), True),
+        (Region(0, 0, 300, 250), True),
+        (Region(100, 225, 500, 50), True),
+        # Dust, whole and cut.
+        (Region(475, 425, 75, 75), False),
+        (Region(505, 455, 195, 145), False),
+    ],
+)
+def test_a_region_shows_the_tissue_that_the_whole_slide_shows_there(
+    region: Region, shows_tissue: bool, island: np.ndarray, tmp_path: Path
+) -> None:
+    with open_slide(write_slide(tmp_path / "slide.tif", island, 4.0)) as slide:
+        whole = find_tissue(make_canvas(slide, None, None))
+        found = find_tissue(make_canvas(slide, region, None))
+    top, left = round(region.top / 2.5), round(region.left / 2.5)
+    expected = whole.mask[top : top + round(region.height / 2.5), left : left + round(region.width / 2.5)]
+    np.testing.assert_array_equal(found.mask, expected)
+    assert found.mask.any() == shows_tissue
+    assert found.mm2 == pytest.approx(region.width * region.height * 16e-6 * expected.mean())
+
+
+def test_a_region_beside_a_damaged_place_shows_its_own_tissue(island: np.ndarray, tmp_path: Path) -> None:
+    path = write_slide(tmp_path / "slide.tif", island, 4.0, levels=1)
+    with tifffile.TiffFile(path) as tiff:
+        # The last tile of the sixth row, of eleven in a row.
+        start, count = tiff.pages[0].dataoffsets[65], tiff.pages[0].databytecounts[65]
+    content = bytearray(path.read_bytes())
+    content[start : start + count] = b"\xff" * count
+    path.write_bytes(content)
+    with open_slide(path) as slide:
+        assert find_tissue(make_canvas(slide, Region(390, 310, 200, 40), None)).mask[0, 0]
+        with pytest.raises(NucloraError, match="cannot be read"):
+            find_tissue(make_canvas(slide, None, None))
 
 
 def test_a_canvas_takes_whole_pixels_of_the_region_at_the_adapters_scale(tmp_path: Path) -> None:

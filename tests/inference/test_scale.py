@@ -33,6 +33,12 @@ def test_an_image_is_rescaled_as_a_slide_is(tmp_path: Path, scale: float) -> Non
     np.testing.assert_array_equal(rescale(image, scale), expected)
 
 
+@pytest.mark.parametrize("scale", [0.25, 0.5, 0.7, 1.3, 1.7, 3.0])
+@pytest.mark.parametrize("shape", [(64, 64), (63, 37), (5, 1)])
+def test_a_rescaled_image_has_no_rim(scale: float, shape: tuple[int, int]) -> None:
+    assert (rescale(np.full((*shape, 3), 120, np.uint8), scale) == 120).all()
+
+
 @pytest.mark.parametrize("times", [2, 3])
 def test_labels_come_back_to_their_pixels(times: int) -> None:
     labels = np.random.default_rng(0).permutation(100).reshape(10, 10).astype(np.int32)

@@ -59,6 +59,22 @@ def test_a_picture_smaller_than_a_speck_may_be_tissue() -> None:
     assert tissue_mask(np.full((3, 4, 3), PURPLE, np.uint8)).all()
 
 
+@pytest.mark.parametrize("place", [np.s_[4:8, 5:9], np.s_[:2, 3:6], np.s_[10:, 10:]])
+def test_little_tissue_in_a_picture_little_larger_than_a_speck_is_kept(place: tuple[slice, slice]) -> None:
+    picture = glass(13, 13)
+    picture[place] = PURPLE
+    assert tissue_mask(picture)[place].all()
+
+
+def test_a_speck_that_the_pictures_edge_cuts_may_be_more_tissue(slide: np.ndarray) -> None:
+    slide[20:23, :3] = slide[:3, 100:103] = slide[-3:, -3:] = PURPLE
+    mask = tissue_mask(slide)
+    assert mask[20:23, :3].all()
+    assert mask[:3, 100:103].all()
+    assert mask[-3:, -3:].all()
+    assert not mask[18:25, 18:25].any(), "dust"
+
+
 @pytest.mark.parametrize("microns", [8.0, 16.0])
 def test_the_scale_of_the_thumbnail_changes_little(microns: float, slide: np.ndarray) -> None:
     fine = np.kron(slide, np.ones((2, 2, 1), np.uint8))

@@ -66,6 +66,20 @@ def test_beyond_the_slide_is_glass(image: np.ndarray, tmp_path: Path) -> None:
         assert (slide.read(1000, 1000, 8, 8, 2.0) == 255).all()
 
 
+@pytest.mark.parametrize("scale", [0.25, 0.5, 0.7, 1.3, 1.7, 3.0])
+@pytest.mark.parametrize("shape", [(64, 64), (63, 37), (5, 1)])
+def test_the_slides_edge_is_as_dark_as_the_rest(scale: float, shape: tuple[int, int], tmp_path: Path) -> None:
+    height, width = shape
+    with open_slide(write_slide(tmp_path / "slide.tif", np.full((*shape, 3), 120, np.uint8), levels=1)) as slide:
+        assert (slide.read(0, 0, width, height, scale) == 120).all()
+        part = slide.read(-8 * scale, -4 * scale, width + 16 * scale, height + 8 * scale, scale)
+    rows, columns = (np.flatnonzero((part == 120).all(axis=2).any(axis=axis)) for axis in (1, 0))
+    assert (rows[0], rows[-1]) == (4, 3 + np.ceil(height / scale))
+    assert (columns[0], columns[-1]) == (8, 7 + np.ceil(width / scale))
+    part[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = 255
+    assert (part == 255).all(), "beyond it is glass"
+
+
 @pytest.mark.parametrize("scale", [1.25, 2.0, 3.7, 8.0])
 def test_a_smaller_picture_is_the_mean_over_its_pixels_areas(scale: float, tmp_path: Path) -> None:
     image = picture(240, 320)
@@ -188,6 +202,22 @@ def test_a_damaged_tile_names_the_file_and_the_place(image: np.ndarray, tmp_path
         np.testing.assert_array_equal(slide.read(0, 0, 301, 128), image[:128])
         with pytest.raises(NucloraError, match=r"slide\.tif: cannot be read at 70,130,20,20 \(x,y,width,height"):
             slide.read(70, 130, 20, 20)
+
+
+def test_openslide_reads_what_is_sound_after_what_is_damaged(tmp_path: Path, shared_data: Path) -> None:
+    pytest.importorskip("openslide")
+    whole = shared_data / "slides" / "cmu_small_region.svs"
+    with tifffile.TiffFile(whole) as tiff:
+        # Of ten tiles of 240 pixels in a row, the third of the third row.
+        start, count = tiff.pages[0].dataoffsets[22], tiff.pages[0].databytecounts[22]
+    content = bytearray(whole.read_bytes())
+    content[start : start + count] = b"\xff" * count
+    path = tmp_path / "slide.svs"
+    path.write_bytes(content)
+    with open_slide(path) as slide, open_slide(whole) as sound:
+        with pytest.raises(NucloraError, match=r"slide\.svs: cannot be read at 500,500,20,20 \(x,y,width,height"):
+            slide.read(500, 500, 20, 20)
+        np.testing.assert_array_equal(slide.read(0, 0, 100, 100), sound.read(0, 0, 100, 100))
 
 
 def test_a_file_that_is_cut_short_is_named(image: np.ndarray, tmp_path: Path) -> None:

@@ -88,18 +88,23 @@ class FoldTable:
             raise NucloraError("no such file", path=path, mend=mend) from error
         except (OSError, UnicodeDecodeError) as error:
             raise NucloraError(f"cannot be read as text ({error.__class__.__name__})", path=path, mend=mend) from error
-        lines = csv.DictReader(io.StringIO(text, newline=""))
-        missing = [column for column in COLUMNS if column not in (lines.fieldnames or ())]
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        try:
+            lines = [(reader.line_num, line) for line in reader]
+        except csv.Error as error:
+            # Of a quote that nobody closes: the rest of the file is one cell.
+            raise NucloraError(f"line {reader.line_num}: no CSV ({error})", path=path, mend=mend) from error
+        missing = [column for column in COLUMNS if column not in (reader.fieldnames or ())]
         if missing:
             raise NucloraError(f"not a fold table: no column {', '.join(missing)}", path=path, mend=mend)
         rows = []
-        for line in lines:
+        for number, line in lines:
             if not line["tile"] or not line["group"]:
-                raise NucloraError(f"line {lines.line_num}: no tile or group", path=path, mend=mend)
+                raise NucloraError(f"line {number}: no tile or group", path=path, mend=mend)
             try:
                 rows.append(FoldRow(line["tile"], line["group"], int(line["fold"])))
             except (TypeError, ValueError) as error:
-                reason = f"line {lines.line_num}: fold {line['fold']!r} is not a number"
+                reason = f"line {number}: fold {line['fold']!r} is not a number"
                 raise NucloraError(reason, path=path, mend=mend) from error
         _validate(rows, path, mend)
         return cls(tuple(rows))

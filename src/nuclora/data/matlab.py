@@ -51,7 +51,11 @@ def list_tiles(root: Path) -> Listing:
     """Find the images and their MATLAB files, whatever folders they are in."""
     labels = list(walk(root, {".mat"}))
     pairs, faults = pair(find_images(root, IMAGE_SUFFIXES), labels, "MATLAB file")
-    splits = _splits(root)
+    try:
+        splits = _splits(root)
+    except NucloraError as error:
+        splits = {}
+        faults.append(error)
     tiles = []
     for image, path in pairs:
         keys = _keys(path)
@@ -115,14 +119,14 @@ def _keys(path: Path) -> set[str]:
 
 def _splits(root: Path) -> dict[str, int]:
     """Folds by the images' stems, of Lizard's table if it is there."""
-    for path in walk(root, {".csv"}):
-        if path.name != _SPLITS:
-            continue
-        with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
-            rows = list(csv.DictReader(file))
+    path = next((path for path in walk(root, {".csv"}) if path.name == _SPLITS), None)
+    return guard(_read_splits, path) if path else {}
+
+
+def _read_splits(path: Path) -> dict[str, int]:
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as file:
         return {
             str(row["Filename"]).removesuffix(".png"): int(row["Split"])
-            for row in rows
+            for row in csv.DictReader(file)
             if row.get("Filename") and str(row.get("Split")).isdigit()
         }
-    return {}

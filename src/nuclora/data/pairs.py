@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from nuclora.data.tiles import NO_GROUP, is_junk
 from nuclora.errors import NucloraError
+from nuclora.io.kinds import OWN_ENDINGS
 
 DEPTH = 6
 """So many folders under the root are looked into."""
@@ -33,11 +34,12 @@ def walk(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
 
 
 def find_images(root: Path, suffixes: Collection[str]) -> list[Path]:
-    """Images under a folder, but for those in folders of overlays."""
+    """Images under a folder, but for those in folders of overlays and what `nuclora predict` wrote beside images."""
     return [
         path
         for path in walk(root, suffixes)
         if not _OVERLAYS & {part.lower() for part in path.relative_to(root).parent.parts}
+        and not path.name.lower().endswith(OWN_ENDINGS)
     ]
 
 

@@ -18,6 +18,10 @@ from nuclora.inference.tissue import MICRONS_PER_PIXEL, tissue_mask
 from nuclora.io.pyramid import Slide
 from nuclora.io.slides import open_slide
 
+# Pixels of the mask that are looked at on each side of a region, half a millimetre: a corner of tissue that the region
+# cuts off would pass for a speck. No speck is so long that it reaches the region from the edge of what is looked at.
+_AROUND = 50
+
 
 class Region(NamedTuple):
     """A rectangle of a slide, in pixels of level 0."""
@@ -153,8 +157,41 @@ def find_tissue(canvas: Canvas, everywhere: bool = False) -> Tissue:
     if everywhere:
         return Tissue(np.ones((1, 1), dtype=bool), float(max(canvas.shape)), mm2)
     scale = MICRONS_PER_PIXEL / microns
-    mask = tissue_mask(canvas.slide.read(region.left, region.top, region.width, region.height, scale))
+    try:
+        mask = _mask(canvas.slide, region, scale, _AROUND)
+    except NucloraError:
+        # The region may have been chosen because what lies around it is damaged.
+        mask = _mask(canvas.slide, region, scale, 0)
     return Tissue(mask, scale / canvas.scale, mm2 * float(mask.mean()))
+
+
+def _mask(slide: Slide, region: Region, scale: float, around: int) -> NDArray[np.bool_]:
+    """Tell tissue from glass in a region by the look of it and of what lies around it.
+
+    Args:
+        slide: The slide.
+        region: Of the slide.
+        scale: Pixels of level 0 for each pixel of the mask.
+        around: So many pixels of the mask are looked at on each side, as far as the slide goes.
+
+    Returns:
+        bool (h, w), over the region.
+
+    Raises:
+        NucloraError: The file is damaged there.
+    """
+    height, width = max(1, round(region.height / scale)), max(1, round(region.width / scale))
+    above, before = (min(around, int(start / scale)) for start in (region.top, region.left))
+    below = min(around, max(0, int((slide.height - region.top) / scale) - height))
+    after = min(around, max(0, int((slide.width - region.left) / scale) - width))
+    thumbnail = slide.read(
+        region.left - before * scale,
+        region.top - above * scale,
+        (before + width + after) * scale,
+        (above + height + below) * scale,
+        scale,
+    )
+    return tissue_mask(thumbnail)[above : above + height, before : before + width]
 
 
 def parse_region(text: str) -> Region:

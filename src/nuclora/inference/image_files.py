@@ -11,12 +11,11 @@ from typing import Final
 from nuclora.data.images import IMAGE_SUFFIXES
 from nuclora.data.tiles import is_junk
 from nuclora.errors import NucloraError
+from nuclora.io.kinds import OWN_ENDINGS
 from nuclora.io.slides import SLIDE_SUFFIXES
 
 SUFFIXES: Final = IMAGE_SUFFIXES | {".webp"} | SLIDE_SUFFIXES
 
-# What `nuclora predict` itself writes, where its output folder is among its inputs.
-_OWN_ENDINGS = (".labels.tif", ".overlay.png")
 # A slide in DICOM is a folder of files, a level each: only who names one of them says that it is one slide.
 _DICOM = ".dcm"
 _KINDS = "PNG, JPEG, TIFF, BMP, WebP or slide"
@@ -110,7 +109,7 @@ def _mend(files: Sequence[Path], usual: str) -> str:
 
 
 def _is_image(path: Path) -> bool:
-    own = path.name.lower().endswith((*_OWN_ENDINGS, _DICOM))
+    own = path.name.lower().endswith((*OWN_ENDINGS, _DICOM))
     return path.suffix.lower() in SUFFIXES and not own and not is_junk(path) and path.is_file()
 
 

@@ -17,6 +17,8 @@ _MARGIN = 40.0
 # Square microns: what is smaller is dust; a hole that is smaller is a vessel or a gland.
 _SPECK = 5_000.0
 _HOLE = 250_000.0
+# What takes this share of the picture is no speck, however small the picture.
+_SPECKS_SHARE = 0.1
 # Differences of optical density. Glass has less than the first, however noisy; what has more than the second is
 # stained, even where the rest of the slide is stained so much more that Otsu's threshold lies between the two.
 _LEAST = 0.03
@@ -30,7 +32,7 @@ def tissue_mask(thumbnail: NDArray[np.uint8], microns_per_pixel: float = MICRONS
     over red, green and blue, which is near nothing for glass of any brightness, for its dirt and for ink that is black.
     That is smoothed and cut at Otsu's threshold ("A threshold selection method from gray-level histograms", IEEE Trans.
     SMC 1979), which is kept between two bounds: of glass alone nothing is tissue, of tissue alone all. Holes are
-    filled, specks are left out, and a margin is added.
+    filled, specks are left out, and a margin is added. What the picture's edge cuts is neither a hole nor a speck.
 
     Args:
         thumbnail: RGB, (H, W, 3).
@@ -52,9 +54,11 @@ def tissue_mask(thumbnail: NDArray[np.uint8], microns_per_pixel: float = MICRONS
 
 
 def _without_specks(mask: NDArray[np.bool_], pixels: float) -> NDArray[np.bool_]:
-    """Without the connected parts of fewer pixels; what fills the picture is no speck."""
+    """Without the connected parts of fewer pixels; what reaches the picture's edge may be more tissue, and no speck."""
     parts, _ = ndimage.label(mask)
-    large = np.bincount(parts.ravel()) >= min(pixels, mask.size)
+    large = np.bincount(parts.ravel()) >= min(pixels, _SPECKS_SHARE * mask.size)
+    for edge in (parts[0], parts[-1], parts[:, 0], parts[:, -1]):
+        large[edge] = True
     large[0] = False
     kept: NDArray[np.bool_] = large[parts]
     return kept

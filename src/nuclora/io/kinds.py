@@ -1,4 +1,4 @@
-"""What a file is by its content, where it is not what its suffix says."""
+"""What a file is, where its suffix does not say it."""
 
 from __future__ import annotations
 
@@ -7,6 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from PIL import Image
+
+OWN_ENDINGS: Final = (".labels.tif", ".overlay.png")
+"""Of what `nuclora predict` writes beside images what might be taken for one."""
 
 _SUFFIXES: Final = {"PNG": ".png", "JPEG": ".jpg", "BMP": ".bmp", "WEBP": ".webp"}
 

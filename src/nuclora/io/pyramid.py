@@ -203,6 +203,10 @@ def _axis(start: float, scale: float, wanted: range, length: int, of_level: int)
     reach = int(np.ceil((last - first).max())) + 1
     index = np.floor(first).astype(np.int64)[:, None] + np.arange(reach)
     overlap = np.clip(np.minimum(index + 1, last[:, None]) - np.maximum(index, first[:, None]), 0, None)
+    # Glass is what lies wholly beyond the level; mixed into its outermost pixels it would make a bright rim.
+    is_inside = (index >= 0) & (index < of_level)
+    is_beyond = (edges[1:] <= 0) | (edges[:-1] >= of_level)
+    overlap[is_inside == is_beyond[:, None]] = 0
     overlap /= overlap.sum(axis=1, keepdims=True)
     rows, columns = np.nonzero(overlap)
     weights = csr_array(

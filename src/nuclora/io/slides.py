@@ -86,6 +86,7 @@ class OpenSlideSlide(Slide):
     """A slide read by OpenSlide; what is transparent is glass."""
 
     def __init__(self, library: ModuleType, path: Path, microns_per_pixel: float | None) -> None:
+        self._library = library
         try:
             self._slide = library.OpenSlide(str(path))
         except library.OpenSlideError as error:
@@ -117,7 +118,13 @@ class OpenSlideSlide(Slide):
     def _read(self, level: int, left: int, top: int, width: int, height: int) -> Pixels:
         downsample = self._slide.level_downsamples[level]
         place = round(left * downsample), round(top * downsample)
-        seen = np.asarray(self._slide.read_region(place, level, (width, height)))
+        try:
+            seen = np.asarray(self._slide.read_region(place, level, (width, height)))
+        except self._library.OpenSlideError:
+            # After an error it reads nothing more, not even what is sound, until it is opened anew.
+            self._slide.close()
+            self._slide = self._library.OpenSlide(str(self.path))
+            raise
         return _on_glass(seen)
 
 
