@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -42,6 +43,16 @@ def disk_errors(path: Path) -> Iterator[None]:
         elif error.errno == errno.EFBIG:
             mend = "raise the limit (ulimit -f), or write to a file system that takes larger files"
         raise NucloraError(f"cannot write ({error.strerror or error})", path=path, mend=mend) from error
+
+
+def digest_file(path: Path) -> str:
+    """SHA-256 of a file.
+
+    Raises:
+        OSError: It cannot be read.
+    """
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

@@ -8,7 +8,6 @@ folder with anything else in it is refused.
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import re
@@ -140,21 +139,13 @@ def _fit(part: str) -> str:
 
 def _claim(tiles: TileSet, dest: Path, to: str) -> None:
     """Mark the folder as this conversion's, if it is empty or was marked so."""
-    digest = hashlib.sha256()
-    for tile in tiles:
-        for path in (tile.image, tile.labels, *([tile.ignore] if tile.ignore else [])):
-            try:
-                state = path.stat()
-            except OSError as error:
-                raise NucloraError(f"cannot be read ({error.strerror})", path=path, mend="put it back") from error
-            digest.update(f"{tile.name}\0{tile.group}\0{path.name}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
     content = json.dumps(
         {
             "from": str(tiles.root.resolve()),
             "format": tiles.format,
             "to": to,
             "tiles": len(tiles),
-            "sha256": digest.hexdigest(),
+            "sha256": tiles.digest(),
         }
     )
     marker = dest / MARKER

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from nuclora.data.images import read_image, read_labels, read_mask
 from nuclora.errors import NucloraError
+from nuclora.files import digest_file
 
 NO_GROUP = "all"
 """Group of tiles that lie in no organ's folder."""
@@ -238,8 +239,7 @@ def _hash(path: Path) -> str:
         inside = [(item.name, _hash(item)) for item in sorted(path.iterdir()) if item.is_file() and not is_junk(item)]
         return hashlib.sha256(json.dumps(inside).encode()).hexdigest()
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_file(path)
     except OSError as error:
         raise NucloraError(
             f"cannot be read ({error.strerror})", path=path, mend="check the path and its permissions"

@@ -6,6 +6,7 @@ import hashlib
 from pathlib import Path
 
 from nuclora.errors import NucloraError
+from nuclora.files import digest_file
 from nuclora.models.adapter import CARD, CONFIG, INT8, AdapterCard, read_recipe, tuned_settings
 from nuclora.recipe import VIEWS, EvaluateSettings, change_evaluation
 
@@ -53,7 +54,6 @@ def identify_adapter(adapter: Path, card: AdapterCard) -> dict[str, str]:
 def hash_file(path: Path) -> str:
     """SHA-256 of a file; empty where it cannot be read, which is told where it is read in earnest."""
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return digest_file(path)
     except OSError:
         return ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import json
 import os
@@ -19,6 +18,7 @@ from torch import Tensor
 
 from nuclora.data.download import Progress, download
 from nuclora.errors import NucloraError, is_out_of_memory
+from nuclora.files import digest_file
 from nuclora.models.bases import Base, get_base
 from nuclora.models.dense_sam import DenseSam
 from nuclora.models.layout import UNUSED, original_name
@@ -254,8 +254,7 @@ def _packaged(base: Base) -> Path | None:
 @lru_cache(maxsize=32)
 def _hash(file: Path, size: int, modified: int) -> str:
     """The hash; size and time of change are there to make a changed file another cache entry."""
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return digest_file(file)
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
