@@ -130,30 +130,28 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
             raise
 
 
-def remove_torn(folder: Path, *, deep: bool = False, stores: str | None = None, passed_over: str = "") -> None:
+def remove_torn(folder: Path, *, deep: bool = False, stores: str | None = None) -> None:
     """Remove what killed writers left in a folder that nobody else writes to now.
 
     Args:
         folder: The folder.
         deep: In the folders below it too.
-        stores: Ending of the folders that :func:`atomic_folder` writes there: what it left of them goes too. Of others
-            it may be at work at this moment, for a command that holds no folder.
-        passed_over: Ending of more folders that are not looked into, as stores are not.
+        stores: Ending of the folders that :func:`atomic_folder` writes there: what it left of them goes too, and they
+            are not looked into. Of others it may be at work at this moment, for a command that holds no folder.
 
     Raises:
         NucloraError: Something cannot be removed.
     """
     with disk_errors(folder):
-        closed = tuple(filter(None, (stores, passed_over, f"{stores}{_SCRATCH}" if stores else None)))
         for place, folders, files in os.walk(folder):
             for name in filter(_TORN.fullmatch, files):
                 Path(place, name).unlink(missing_ok=True)
-            for name in folders:
+            closed = [name for name in folders if stores and name.endswith((stores, f"{stores}{_SCRATCH}"))]
+            for name in closed:
                 scratch = Path(place, name)
-                is_torn = stores and name.startswith(".") and name.endswith(f"{stores}{_SCRATCH}")
-                if is_torn and not scratch.is_symlink():
+                if name.startswith(".") and name.endswith(_SCRATCH) and not scratch.is_symlink():
                     _drop_scratch(scratch, scratch.with_name(name[1:].removesuffix(_SCRATCH)))
-            folders[:] = [name for name in folders if not name.endswith(closed)] if deep else []
+            folders[:] = [name for name in folders if deep and name not in closed]
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:

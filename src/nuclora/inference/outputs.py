@@ -42,7 +42,6 @@ USUAL: Final = ("labels", "overlay", "geojson", "table")
 
 SUMMARY = "summary"
 _LOG = "predict.jsonl"
-PARTS: Final = ".parts"
 _KINDS: Final = {"name": str, "path": str, "sha256": str, "made_by": dict, "formats": list, "written": dict}
 # Whatever is asked for now: other formats may be later.
 _LONGEST_NAME: Final = LONGEST_NAME - max(map(len, FORMATS.values()))
@@ -114,7 +113,7 @@ def open_outputs(root: Path, *, overwrite: bool = False) -> Iterator[OutputFolde
     with disk_errors(root):
         root.mkdir(parents=True, exist_ok=True)
     with hold(root, "folder"):
-        remove_torn(root, deep=True, stores=FORMATS["zarr"], passed_over=PARTS)
+        remove_torn(root, deep=True, stores=FORMATS["zarr"])
         yield OutputFolder(root, overwrite=overwrite)
 
 
@@ -166,7 +165,7 @@ class OutputFolder:
 
     def parts(self, name: str) -> Path:
         """Folder of what is found of a slide while it is worked on."""
-        return self.root / f"{name}{PARTS}"
+        return self.root / f"{name}.parts"
 
     def is_done(self, image: ImageFile, sha256: str, made_by: Mapping[str, Any], formats: Iterable[str]) -> bool:
         """Whether all outputs asked for are there, of this very image and made in the same way."""
