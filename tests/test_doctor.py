@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import namedtuple
 from importlib import metadata
 from pathlib import Path
@@ -52,6 +53,15 @@ def test_what_is_missing_or_too_old_comes_with_the_command_that_mends_it(monkeyp
     result = CliRunner(env={"COLUMNS": "150"}).invoke(app, ["doctor"])
     assert result.exit_code == 2
     assert "pip install 'peft>=0.17'" in result.stdout
+
+
+@pytest.mark.parametrize("name", ["torch", "psutil"])
+def test_without_a_package_the_rest_is_still_told(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    found = {finding.what for finding in diagnose()}
+    assert {"Python", name, "disk here"} <= found
+    assert ("memory" in found) == (name != "psutil")
+    assert ("processor" in found) == (name != "torch")
 
 
 def test_an_optional_package_is_only_a_note(monkeypatch):

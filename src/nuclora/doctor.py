@@ -6,6 +6,7 @@ import importlib.util
 import platform
 import shutil
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -36,7 +37,16 @@ class Finding:
 
 def diagnose() -> list[Finding]:
     """Look at Python, packages, devices, memory, disk and base weights."""
-    return [_python(), *_packages(), *_extras(), *_devices(), _memory(), _disk(), *_bases()]
+    looks = (_devices, _memory, _disk, _bases)
+    return [_python(), *_packages(), *_extras(), *(finding for look in looks for finding in _found(look))]
+
+
+def _found(look: Callable[[], list[Finding]]) -> list[Finding]:
+    try:
+        return look()
+    except ImportError:
+        # What is missing is told among the packages.
+        return []
 
 
 def _python() -> Finding:
@@ -99,18 +109,18 @@ def _devices() -> list[Finding]:
     return findings
 
 
-def _memory() -> Finding:
+def _memory() -> list[Finding]:
     import psutil
 
     memory = psutil.virtual_memory()
-    return Finding("memory", "good", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free")
+    return [Finding("memory", "good", f"{memory.available / 1e9:.1f} of {memory.total / 1e9:.1f} GB free")]
 
 
-def _disk() -> Finding:
+def _disk() -> list[Finding]:
     free = shutil.disk_usage(Path.cwd()).free
     state: State = "good" if free > _ROOM_FOR_A_RUN else "note"
     mend = "" if state == "good" else "a run over NuInsSeg wants some 5 GB"
-    return Finding("disk here", state, f"{free / 1e9:.0f} GB free", mend)
+    return [Finding("disk here", state, f"{free / 1e9:.0f} GB free", mend)]
 
 
 def _bases() -> list[Finding]:

@@ -28,6 +28,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nuclora.data.folds import ALL_TILES, FoldTable
+from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation, Row
 from nuclora.files import AppendLog, damaged, disk_errors, hold, write_atomic
@@ -163,17 +164,26 @@ class Run:
                 path=folder,
                 mend="use another -o, or the same settings to go on",
             )
-        # Runs of before tiles were noted lack it.
-        if (known := run.info["data"].get("sha256")) and known != data.get("sha256"):
-            raise NucloraError(
-                f"made from other tiles than those in {data['root']} are now: images or labels differ",
-                path=folder,
-                mend="use another -o",
-            )
+        run._refuse_others(data.get("sha256"), data["root"], "use another -o")
         # Where things lie may have changed since; what they are has not.
         run.info["data"] = dict(data)
         run.info["base_path"] = base["path"]
         return run
+
+    def check_tiles(self, tiles: TileSet) -> None:
+        """Require that tiles are those that the run was made from.
+
+        Raises:
+            NucloraError: They have other names, images or labels.
+        """
+        self.folds.check_against(tiles)
+        self._refuse_others(tiles.digest(), str(tiles.root), "put back those that it was made from")
+
+    def _refuse_others(self, sha256: str | None, root: str, mend: str) -> None:
+        # Runs of before tiles were noted lack it.
+        if (known := self.info["data"].get("sha256")) and known != sha256:
+            reason = f"made from other tiles than those in {root} are now: images or labels differ"
+            raise NucloraError(reason, path=self.folder, mend=mend)
 
     def begin_session(self, precision: str) -> None:
         """Note this process among the sessions.

@@ -93,6 +93,17 @@ def test_tiles_travel_to_loader_processes_and_are_small(data: Path) -> None:
         assert hash(again) == hash(tile)
 
 
+def test_whatever_lies_in_a_folder_of_masks_is_in_the_digest(tmp_path: Path) -> None:
+    WRITERS["dsb2018"](tmp_path, TILES)
+    mask = sorted(tmp_path.rglob("masks/*.png"))[0]
+    (mask.parent / "more").mkdir()
+    mask = mask.rename(mask.parent / "more" / mask.name)
+    before = open_tiles(tmp_path).digest()
+    assert open_tiles(tmp_path).digest() == before
+    mask.write_bytes(mask.read_bytes() + b"0")
+    assert open_tiles(tmp_path).digest() != before
+
+
 def test_labels_are_read_without_the_image(data: Path) -> None:
     for tile in open_tiles(data):
         truth = tile.read_truth()

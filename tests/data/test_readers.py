@@ -370,6 +370,24 @@ def test_aperio_layers_of_ambiguous_nuclei_are_ignored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sample.ignore, labels == 2)
 
 
+def test_a_hole_is_of_the_nucleus_around_it_alone(tmp_path: Path) -> None:
+    def region(x: float, side: float, hole: int) -> str:
+        vertices = "".join(f'<Vertex X="{x}" Y="{y}"/>' for x, y in square(x, x, side))
+        return f'<Region NegativeROA="{hole}"><Vertices>{vertices}</Vertices></Region>'
+
+    def layer(name: str, *regions: str) -> str:
+        told = f'<Attributes><Attribute Name="{name}"/></Attributes>'
+        return f"<Annotation>{told}<Regions>{''.join(regions)}</Regions></Annotation>"
+
+    png(tmp_path / "a.png", TILE.image)
+    nuclei = layer("", region(0, 30, 0), region(5, 20, 1), region(10, 10, 0), region(13, 4, 1))
+    vague = layer("Ambiguous", region(34, 10, 0), region(36, 4, 1))
+    (tmp_path / "a.xml").write_text(f"<Annotations>{nuclei}{vague}</Annotations>")
+    sample = open_tiles(tmp_path)[0].read()
+    assert np.bincount(sample.labels.ravel())[1:].tolist() == [30**2 - 20**2, 10**2 - 4**2]
+    assert sample.ignore.sum() == 10**2 - 4**2
+
+
 def test_an_image_of_monusac_may_be_a_slide_alone(tmp_path: Path) -> None:
     for name in ("TCGA-AA_1", "TCGA-AA_2"):
         (tmp_path / f"{name}.xml").write_text(aperio(TILE.labels))
@@ -550,6 +568,19 @@ def test_pannukes_folds_in_folders_of_any_name(folders: tuple[str, str], tmp_pat
     for tile, sample in zip(tiles, expected, strict=True):
         assert np.array_equal(tile.read().image, sample.image)
         assert same_nuclei(tile.read().labels, sample.labels)
+
+
+def test_pannukes_fold_is_that_of_the_folder_however_it_is_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    WRITERS["pannuke"](tmp_path / "all", [known(1), known(2)])
+    (tmp_path / "fold2").mkdir()
+    for array in (tmp_path / "all" / "Fold 1").rglob("*.npy"):
+        shutil.copy(array, tmp_path / "fold2")
+    named = open_tiles(tmp_path / "fold2")
+    monkeypatch.chdir(tmp_path / "fold2")
+    here = open_tiles(Path())
+    assert here.names == named.names == ["fold2/0000"]
 
 
 def test_pannukes_ids_may_be_shared_by_classes(tmp_path: Path) -> None:

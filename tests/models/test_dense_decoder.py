@@ -37,7 +37,7 @@ def test_maps_have_half_the_tiles_resolution_whatever_the_encoder_saw():
 
 
 def test_every_level_and_the_pixels_count():
-    decoder = DenseDecoder((8, 16), 8, 8)
+    decoder = DenseDecoder((8, 16), 8, 24)
     inputs = [torch.randn(1, 8, 8, 8, requires_grad=True), torch.randn(1, 16, 4, 4, requires_grad=True)]
     pixels = torch.randn(1, 3, 16, 16, requires_grad=True)
     decoder(inputs, pixels).square().sum().backward()

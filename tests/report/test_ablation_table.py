@@ -66,13 +66,21 @@ def test_the_terminal_has_every_number_and_cuts_none(summary):
     start = next(number for number, line in enumerate(lines) if line.startswith("a-name-of-24-characters-"))
     assert [line.rstrip() for line in lines[start : start + 7]] == [
         "a-name-of-24-characters- oracle-point 0.800 [.750, .850]   0.556 [.500, .600]   1.000 [1.00, 1.00]",
-        "adapter.targets=[]       133 tiles    -.012 [-.021, -.003] .000 [.000, +.010]   +.200 [+.100, +1.00]",
+        "adapter.targets=[]       133 tiles    -.012 [-.021, -.003] +.000 [-.000, +.010] +.200 [+.100, +1.00]",
         "adapter.train_parts=     automatic    0.800 [.750, .850]   0.556 [.500, .600]   1.000 [1.00, 1.00]",
-        "  [mask_decoder,         133 tiles    -.012 [-.021, -.003] .000 [.000, +.010]   +.200 [+.100, +1.00]",
+        "  [mask_decoder,         133 tiles    -.012 [-.021, -.003] +.000 [-.000, +.010] +.200 [+.100, +1.00]",
         "  vision_encoder]",
         "6,686,000 trained",
         "12.3 s/step, 79.8 GB",
     ]
+
+
+def test_names_and_reasons_are_text_whatever_is_in_them(summary):
+    summary["list"] = "mine [draft] [/b]"
+    summary["rows"][1]["why"] = "milder\nstain | less\n"
+    assert any("mine [draft] [/b]" in line for line in _printed(summary, 160))
+    (line,) = (line for line in to_markdown(summary).splitlines() if "milder" in line)
+    assert r"milder stain \| less" in line
 
 
 def test_a_wider_terminal_changes_nothing(summary):

@@ -8,7 +8,7 @@ from matplotlib.path import Path
 from nuclora.data.tiles import Sample
 from nuclora.metrics import classify_errors
 from nuclora.report import breakdowns, figures, overlays
-from nuclora.report.style import render
+from nuclora.report.style import render, shortened
 from nuclora.report.summary import summarise_run
 from nuclora.run import Run
 
@@ -189,4 +189,4 @@ def test_long_names_of_tiles_stay_over_their_picture() -> None:
         title = first._left_title
         assert "…" in title.get_text()
         assert title.get_window_extent().x1 <= second.get_window_extent().x0
-    assert overlays._shortened("human_liver_01", 27) == "human_liver_01"
+    assert shortened("human_liver_01", 27) == "human_liver_01"

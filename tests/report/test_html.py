@@ -14,6 +14,7 @@ from PIL import Image
 from report_fakes import fake_run, synthetic_tiles
 from typer.testing import CliRunner
 
+from nuclora.data import open_tiles
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.report.html import write_report
@@ -155,7 +156,8 @@ def test_a_dense_run_tells_of_its_scores_and_thresholds(dense_run: Run, tmp_path
     assert 'id="scores"' in page
     summary = summarise_run(dense_run)
     (trust,) = [entry["calibration"] for entry in summary["results"] if "calibration" in entry]
-    assert f"Here score and IoU are {trust['error']:.3f} apart on average" in parsed.text
+    assert f"nuclei of like score are {trust['error']:.3f} apart" in " ".join(parsed.text.split())
+    assert "the IoU with the truth that is to be expected of it" in parsed.text
     rows = [[" ".join(cell.split()) for cell in row] for row in parsed.rows]
     for cut in trust["cuts"][::2]:
         shares = [f"{100 * cut[key]:.1f} %" for key in ("kept", "precision", "recall")]
@@ -250,7 +252,8 @@ def test_a_partial_run_says_so(partial_run: Run, tmp_path: Path) -> None:
 
 
 def test_a_run_that_has_only_begun(tiles: TileSet, tmp_path: Path) -> None:
-    run = fake_run(tmp_path / "run", tiles, k=3, trained=(), protocols=())
+    run = fake_run(tmp_path / "run", tiles, k=3, trained=(), protocols=["automatic"])
+    shutil.rmtree(run.zero_shot("automatic").folder)
     text = Page(write_report(run).read_text("utf-8")).text
     assert "Folds trained so far: none, of 3." in text
     assert "Nothing is evaluated yet" in text
@@ -277,6 +280,12 @@ def test_tiles_that_have_moved(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "could not be opened" not in (run.report_folder / "report.html").read_text("utf-8")
     assert (run.report_folder / "figures" / "sample-tile.svg").exists()
+
+    run.info["data"] |= {"root": str(tmp_path / "moved"), "sha256": "0" * 64}
+    with pytest.raises(NucloraError, match=r"run: made from other tiles than those in .*moved are now"):
+        write_report(run, data=open_tiles(tmp_path / "moved"))
+    assert "made from other tiles than those in" in Page(write_report(run).read_text("utf-8")).text
+    del run.info["data"]["sha256"]
 
     shutil.rmtree(tmp_path / "moved" / "b")
     with pytest.raises(NucloraError, match="does not match the data"):

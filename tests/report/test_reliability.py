@@ -71,15 +71,33 @@ def test_numbers_are_those_of_the_nuclei(dense_run: Run) -> None:
     found = calibration_of(dense_run)
     assert found["nuclei"] == len(nuclei) == sum(row["nuclei_predicted"] for row in rows)
     assert found["tiles"] == len(rows)
-    assert found["error"] == pytest.approx(
-        sum(part["nuclei"] * abs(part["score"] - part["iou"]) for part in found["bins"]) / len(nuclei)
-    )
+    off = 0.0
+    for fold in dense_run.folds.folds:
+        own = [
+            n
+            for row in rows
+            if row["fold"] == fold
+            for n in dense_run.fine_tuned(fold, "automatic").nuclei(row["tile"])
+        ]
+        bins = bins_of(*(np.array([nucleus[key] for nucleus in own]) for key in ("score", "iou")))
+        off += sum(part["nuclei"] * abs(part["score"] - part["iou"]) for part in bins)
+    assert found["error"] == pytest.approx(off / len(nuclei))
     # Uncut, matches per true nucleus and per prediction are what the pooled F1 is made of.
     right = sum(nucleus["iou"] > 0.5 for nucleus in nuclei)
     true = sum(row["nuclei_true"] for row in rows)
     assert found["cuts"][0]["precision"] == pytest.approx(right / len(nuclei))
     assert found["cuts"][0]["recall"] == pytest.approx(right / true)
     assert found["cuts"][0]["f1"] == pytest.approx(2 * right / (len(nuclei) + true))
+
+
+def test_what_one_fold_promises_too_much_makes_up_for_no_other(tmp_path: Path) -> None:
+    evaluated = []
+    for fold, iou in ((1, 0.4), (2, 0.8)):
+        evaluation = Evaluation(tmp_path / str(fold))
+        row: Row = {"tile": "a", "group": "g", "fold": fold, "nuclei_true": 9, "nuclei_predicted": fold}
+        evaluation.add(row, np.zeros((4, 4), np.int32), [{"score": 0.6, "iou": iou}] * fold)
+        evaluated.append((evaluation, row))
+    assert calibration(evaluated)["error"] == pytest.approx(0.2)
 
 
 def test_a_perfect_score_has_no_error(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split, make_folds
+from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.recipe import load_recipe
 from nuclora.report.ablation import summarise_ablation, write_ablation
@@ -221,6 +222,12 @@ def test_a_folder_made_from_something_else_is_refused(finished, plan, tiny_data)
         plan(finished.folder / "reference")
     with pytest.raises(NucloraError, match="neither empty nor an ablation"):
         plan(tiny_data)
+
+
+def test_other_tiles_than_those_of_the_finished_rows_are_refused(finished, plan, monkeypatch):
+    monkeypatch.setattr(TileSet, "digest", lambda self: "0" * 64)
+    with pytest.raises(NucloraError, match=r"reference: made from other tiles than those in .* are now: images"):
+        plan(finished.folder)
 
 
 def test_another_base_is_refused_where_something_is_to_be_done(finished, plan, tiny_sam_folder, tmp_path):

@@ -134,7 +134,8 @@ def _print_table(console: Console, model: str, protocols: dict[str, Any]) -> Non
     )
     table.add_column("measure")
     for name, summary in protocols.items():
-        table.add_column(f"{name}\n{summary['tiles']} tiles", justify="right")
+        done, wanted = summary["tiles"], summary["of_tiles"]
+        table.add_column(f"{name}\n{done if done == wanted else f'{done} of {wanted}'} tiles", justify="right")
     for measure in _SHOWN:
         cells = []
         for summary in protocols.values():

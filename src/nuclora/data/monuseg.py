@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from xml.etree import ElementTree
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 
 from nuclora.data.images import IMAGE_SUFFIXES, MAX_PIXELS, guard, image_shape
 from nuclora.data.pairs import find_images, group_of, pair, tile_name, walk
-from nuclora.data.polygons import Pixels, draw, fill, union
+from nuclora.data.polygons import Pixels, draw, fill
 from nuclora.data.tiles import Files, Listing, Tile, Truth
 from nuclora.errors import NucloraError
 from nuclora.io.pyramid import Slide
@@ -93,10 +94,23 @@ class AperioPolygons(Files):
                     holes.append(pixels)
                 else:
                     (unknown if ambiguous else nuclei).append(pixels)
-        if holes:
-            cut = union(holes)
-            nuclei = [np.setdiff1d(pixels, cut) for pixels in nuclei]
+        _cut(holes, nuclei, unknown)
         return draw(nuclei, shape, unknown)
+
+
+def _cut(holes: Sequence[Pixels], *regions: list[Pixels]) -> None:
+    """Take each hole out of the smallest region that most of it lies in: in a hole there may be another nucleus."""
+    whole = [list(group) for group in regions]
+    for hole in holes:
+        around = [
+            (len(pixels), group, index)
+            for group, members in enumerate(whole)
+            for index, pixels in enumerate(members)
+            if 2 * np.isin(hole, pixels, assume_unique=True).sum() > len(hole)
+        ]
+        if around:
+            _, group, index = min(around)
+            regions[group][index] = np.setdiff1d(regions[group][index], hole)
 
 
 def _shape(image: Path) -> tuple[int, int]:

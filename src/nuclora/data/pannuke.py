@@ -96,7 +96,9 @@ class ArrayEntry:
 
 def _fold(path: Path, root: Path) -> str:
     """Number of a fold, by the last part of the path that has it; empty where none has."""
-    numbers = [found[1] for part in (root.name, *path.relative_to(root).parts) if (found := _FOLD.search(part))]
+    numbers = [
+        found[1] for part in (root.resolve().name, *path.relative_to(root).parts) if (found := _FOLD.search(part))
+    ]
     return numbers[-1] if numbers else ""
 
 

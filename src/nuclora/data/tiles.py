@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -234,9 +235,10 @@ class Listing:
 
 
 def _hash(path: Path) -> str:
-    """SHA-256 of a file, or of the names and contents of a folder's."""
+    """SHA-256 of a file, or of the names and contents of those below a folder."""
     if path.is_dir():
-        inside = [(item.name, _hash(item)) for item in sorted(path.iterdir()) if item.is_file() and not is_junk(item)]
+        files = [Path(place, name) for place, _, names in os.walk(path, followlinks=True) for name in names]
+        inside = [(file.relative_to(path).as_posix(), _hash(file)) for file in sorted(files) if not is_junk(file)]
         return hashlib.sha256(json.dumps(inside).encode()).hexdigest()
     try:
         return digest_file(path)

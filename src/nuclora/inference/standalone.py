@@ -13,7 +13,7 @@ from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation
 from nuclora.files import disk_errors, hold, remove_torn, write_atomic
-from nuclora.inference.evaluate import Progress, evaluate_tiles
+from nuclora.inference.evaluate import Progress, automatic_subset, evaluate_tiles
 from nuclora.inference.loading import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
 from nuclora.inference.provenance import identify_adapter
@@ -120,7 +120,8 @@ def evaluate_source(
 
     Returns:
         The content of `summary.json`: `models`, `data`, `settings`, the `session` that finished it, and for each
-        protocol that is scored in `out` its `description`, `tiles` and the :class:`nuclora.metrics.Summary`.
+        protocol that is scored in `out` its `description`, `tiles` of `of_tiles` and the
+        :class:`nuclora.metrics.Summary`.
 
     Raises:
         NucloraError: Bad input, or `out` holds the results of something else.
@@ -149,6 +150,9 @@ def evaluate_source(
             mine = [tile for tile in tiles if source.fold_of[tile.name] == fold]
             evaluate_tiles(predictor, mine, source.fold_of, protocols, settings[fold], evaluations, progress)
     by_protocol = {}
+    expected = {protocol: len(tiles) for protocol in DESCRIPTIONS} | {
+        "automatic": _automatic_tiles(source, tiles, settings)
+    }
     # Those that earlier commands have scored as well.
     for protocol in DESCRIPTIONS:
         rows = Evaluation(out / protocol).rows
@@ -157,11 +161,20 @@ def evaluate_source(
         by_protocol[protocol] = {
             "description": DESCRIPTIONS[protocol],
             "tiles": len(rows),
+            "of_tiles": expected[protocol],
             **summarise(rows).to_dict(),
         }
     summary = {**made_from, "session": environment(), "protocols": by_protocol}
     write_atomic(out / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _automatic_tiles(source: Source, tiles: TileSet, settings: Mapping[int, EvaluateSettings]) -> int:
+    """How many tiles `automatic` runs on."""
+    by_fold = {fold: [tile for tile in tiles if source.fold_of[tile.name] == fold] for fold in source.models}
+    return sum(
+        len(automatic_subset(mine, source.fold_of, settings[fold].automatic_tiles)) for fold, mine in by_fold.items()
+    )
 
 
 def _identity(model: str | Path, weights: Path | None) -> dict[str, str]:

@@ -29,7 +29,7 @@ class Summary:
         folds: One entry a fold, ascending: `fold`, `tiles` (their number) and the mean over its tiles by metric.
         mean: Mean of the folds' means by metric, the figure that the study reports.
         pooled: Mean over all tiles by metric, each tile counting alike whatever its fold.
-        interval: 95 % interval `[low, high]` of `mean` by metric; none where no fold has more than one tile.
+        interval: 95 % interval `[low, high]` of `mean` by metric; none where a fold has one tile.
         groups: By organ: `tiles` and the mean over its tiles by metric.
     """
 
@@ -116,8 +116,7 @@ def paired_difference(
         seed: Seed of the bootstrap.
 
     Returns:
-        The mean difference, and the low and the high end of its interval; no ends where no fold has more than one
-        tile.
+        The mean difference, and the low and the high end of its interval; no ends where a fold has one tile.
 
     Raises:
         NucloraError: If the tiles are not the same, one is there twice, there are none, or a value is missing or not
@@ -145,8 +144,8 @@ def paired_difference(
 
 
 def _interval(by_fold: Sequence[Floats], seed: int) -> Floats | None:
-    """Low and high ends by metric, `(2, metrics)`; none where every draw would be the tiles themselves."""
-    if all(len(tiles) == 1 for tiles in by_fold):
+    """Low and high ends by metric, `(2, metrics)`; none where all draws of a fold would be its one tile."""
+    if any(len(tiles) == 1 for tiles in by_fold):
         return None
     ends: Floats = np.percentile(_bootstrap(by_fold, seed), _PERCENTILES, axis=0)
     return ends

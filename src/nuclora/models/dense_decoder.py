@@ -55,7 +55,7 @@ class DenseDecoder(nn.Module):
         )
         self.blocks = nn.ModuleList(_ConvNormAct(channels, channels) for _ in level_channels)
         self.narrow = nn.Conv2d(channels, fine_channels, 1)
-        stem_channels = max(_GROUPS, fine_channels // 2)
+        stem_channels = max(_GROUPS, fine_channels // 2 // _GROUPS * _GROUPS)
         self.stem = _ConvNormAct(3, stem_channels, kernel=5, stride=STRIDE)
         self.fine = nn.Sequential(
             _ConvNormAct(fine_channels + stem_channels, fine_channels), _ConvNormAct(fine_channels, fine_channels)

@@ -70,11 +70,12 @@ def to_markdown(summary: Mapping[str, Any]) -> str:
 def print_ablation(console: Console, summary: Mapping[str, Any]) -> None:
     """Print the table; the console must be `WIDTH` columns wide at least."""
     from rich import box
+    from rich.markup import escape
     from rich.table import Table
     from rich.text import Text
 
     table = Table(
-        title=f"{summary['recipe']} on {summary['base']}, {_folds(summary)}: the list {summary['list']}",
+        title=escape(f"{summary['recipe']} on {summary['base']}, {_folds(summary)}: the list {summary['list']}"),
         title_justify="left",
         box=box.SIMPLE_HEAD,
         show_edge=False,
@@ -127,8 +128,8 @@ def _short(value: float, sign: str = "") -> str:
     """At most four characters and a sign, as a line has room for no more: .123, -.045, 1.00."""
     if abs(value) >= 0.9995:
         return f"{value:{sign}.2f}"
-    text = f"{value:{sign}.3f}".replace("0.", ".", 1)
-    return ".000" if text.endswith(".000") else text
+    # The sign of what rounds to 0 stays: it tells on which side of 0 an interval ends.
+    return f"{value:{sign if value else ''}.3f}".replace("0.", ".", 1)
 
 
 def _tiles(result: Entry) -> list[str]:
@@ -205,4 +206,5 @@ def _legend(summary: Mapping[str, Any]) -> str:
 
 
 def _markdown_line(cells: Sequence[str]) -> str:
-    return " | ".join(["", *(cell.replace("|", r"\|") for cell in cells), ""]).strip()
+    # YAML's folded texts end in a line break.
+    return " | ".join(["", *(" ".join(cell.split()).replace("|", r"\|") for cell in cells), ""]).strip()

@@ -22,7 +22,7 @@ from nuclora.report.colours import (
     VERMILION,
 )
 from nuclora.report.published import METRICS
-from nuclora.report.style import new_figure, styled
+from nuclora.report.style import new_figure, shortened, styled
 
 Floats = NDArray[np.float64]
 
@@ -48,7 +48,7 @@ def by_group(groups: Mapping[str, Mapping[str, float]], before: Mapping[str, Map
     known = [(before[name]["aji"], place) for name, place in zip(order, places, strict=True) if name in before]
     if known:
         axes.plot(*np.array(known).T, "|", color=INK, markersize=9, markeredgewidth=1.6, label="AJI, zero-shot")
-    axes.set_yticks(places, [f"{name}  (n = {groups[name]['tiles']:.0f})" for name in order])
+    axes.set_yticks(places, [f"{shortened(name, 45)}  (n = {groups[name]['tiles']:.0f})" for name in order])
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(-0.7, len(order) - 0.3)
     axes.set_xlim(0, 1)

@@ -44,7 +44,7 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
         data, note = _find_tiles(run)
         notes += note
     else:
-        run.folds.check_against(data)
+        run.check_tiles(data)
     figures = [
         {"number": number, "plate": plate, "uri": save_plate(plate, folder / "figures")}
         for number, plate in enumerate(plates(run, summary, data), start=1)
@@ -95,7 +95,7 @@ def _find_tiles(run: Run) -> tuple[TileSet | None, list[str]]:
     place = run.info["data"]
     try:
         tiles = open_tiles(place["root"], place["format"])
-        run.folds.check_against(tiles)
+        run.check_tiles(tiles)
         return tiles, []
     except NucloraError as error:
         return None, [

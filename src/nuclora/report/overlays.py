@@ -22,7 +22,7 @@ from nuclora.io.colouring import neighbour_colours
 from nuclora.metrics.errors import ErrorTypes
 from nuclora.report.colours import ERROR_STYLES, INK, LABEL_COLOURS, palette
 from nuclora.report.published import METRICS
-from nuclora.report.style import WIDTH, new_figure, styled
+from nuclora.report.style import WIDTH, new_figure, shortened, styled
 
 Labels = NDArray[np.int32]
 
@@ -139,7 +139,7 @@ def sample_with_labels(tile: str, sample: Sample) -> Figure:
     """
     figure, ((left, right),) = _picture_grid([sample], 2, below=0)
     count = np.unique(sample.labels[sample.labels > 0]).size
-    for axes, title in ((left, _shortened(tile, 46)), (right, f"{count} labelled nuclei")):
+    for axes, title in ((left, shortened(tile, 46)), (right, f"{count} labelled nuclei")):
         _show(axes, sample.image)
         axes.set_title(title)
     draw_labels(right, sample.labels)
@@ -164,7 +164,7 @@ def examples(rows: Sequence[Example]) -> Figure:
                 _draw_ignored(axes, row.sample.ignore)
         scores = "  ".join(f"{name} {row.scores[key]:.3f}" for key, name in METRICS.items())
         count = np.unique(row.sample.labels[row.sample.labels > 0]).size
-        titles = (f"{row.rank}: {_shortened(row.tile.rpartition('/')[2], 27)}", f"truth: {count} nuclei", scores)
+        titles = (f"{row.rank}: {shortened(row.tile.rpartition('/')[2], 27)}", f"truth: {count} nuclei", scores)
         for axes, title in zip(axes_row, titles, strict=True):
             axes.set_title(title, fontsize=8.5, fontweight="bold" if axes is axes_row[0] else "normal")
     handles = [
@@ -181,11 +181,6 @@ def examples(rows: Sequence[Example]) -> Figure:
         )
     figure.legend(handles=handles, loc="lower center", ncols=3, handlelength=3, handleheight=1.5, labelcolor=INK)
     return figure
-
-
-def _shortened(name: str, most: int) -> str:
-    """A name of at most so many letters, without those of its middle: a title must not run into the next picture's."""
-    return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
 
 
 def _picture_grid(samples: Sequence[Sample], columns: int, below: float) -> tuple[Figure, list[list[Axes]]]:

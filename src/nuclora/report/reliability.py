@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -28,27 +29,39 @@ def calibration(evaluated: Iterable[tuple[Evaluation, Row]]) -> dict[str, Any]:
     Returns:
         Nothing where no nucleus has a score; or else `nuclei` and `tiles`, their numbers; `error`, the expected
         calibration error: the mean over bins, weighted by their nuclei, of the distance between mean score and mean
-        IoU; `bins`, see :func:`bins_of`; and `cuts`, see :func:`cuts_of`.
+        IoU, of each fold's adapter by itself, and the mean of these, weighted alike; and of all folds' nuclei `bins`,
+        see :func:`bins_of`, and `cuts`, see :func:`cuts_of`.
     """
     nuclei: list[dict[str, float]] = []
+    of_fold: defaultdict[int, list[dict[str, float]]] = defaultdict(list)
     tiles = true_nuclei = 0
     for evaluation, row in evaluated:
         found = evaluation.nuclei(row["tile"])
         if len(found) == row["nuclei_predicted"]:
             nuclei += found
+            of_fold[row["fold"]] += found
             tiles += 1
             true_nuclei += int(row["nuclei_true"])
     if not nuclei:
         return {}
-    scores, ious = (np.array([nucleus[key] for nucleus in nuclei]) for key in ("score", "iou"))
-    bins = bins_of(scores, ious)
+    scores, ious = _columns(nuclei)
     return {
-        "error": sum(part["nuclei"] * abs(part["score"] - part["iou"]) for part in bins) / len(nuclei),
+        # Pooled, what one adapter promises too much would make up for what another promises too little.
+        "error": sum(_distance(*_columns(found)) for found in of_fold.values() if found) / len(nuclei),
         "nuclei": len(nuclei),
         "tiles": tiles,
-        "bins": bins,
+        "bins": bins_of(scores, ious),
         "cuts": cuts_of(scores, ious, true_nuclei),
     }
+
+
+def _columns(nuclei: Sequence[Mapping[str, float]]) -> tuple[Floats, Floats]:
+    return np.array([nucleus["score"] for nucleus in nuclei]), np.array([nucleus["iou"] for nucleus in nuclei])
+
+
+def _distance(scores: Floats, ious: Floats) -> float:
+    """Sum over nuclei of how far their bin's mean score is from its mean IoU."""
+    return float(sum(part["nuclei"] * abs(part["score"] - part["iou"]) for part in bins_of(scores, ious)))
 
 
 def bins_of(scores: Floats, ious: Floats) -> list[dict[str, Any]]:

@@ -76,6 +76,11 @@ def new_figure(height: float) -> Figure:
     return figure
 
 
+def shortened(name: str, most: int) -> str:
+    """A name of at most so many letters, without those of its middle: it must leave room for what is beside it."""
+    return name if len(name) <= most else f"{name[: most // 2]}…{name[len(name) - (most - 1) // 2 :]}"
+
+
 def render(figure: Figure, kind: str) -> bytes:
     """The file content of a figure.
 

@@ -110,7 +110,9 @@ def _input_size(run: Run) -> int | None:
 
 def _entry(run: Run, stage: str, protocol: str, rows: Sequence[Row], before: Sequence[Row]) -> Entry:
     summary = summarise(rows).to_dict()
-    of_tiles = {fold: len(scored_tiles(run.folds, fold, run.recipe)) for fold in run.folds.folds}
+    # Of inner tiles a run scores one fold's.
+    scored = run.folds.folds if run.recipe.evaluate.tiles == "test" else sorted({row["fold"] for row in rows})
+    of_tiles = {fold: len(scored_tiles(run.folds, fold, run.recipe)) for fold in scored}
     folds = [{**fold, "of_tiles": of_tiles[fold["fold"]]} for fold in summary["folds"]]
     session: Mapping[str, Any] = run.info["sessions"][-1] if run.info["sessions"] else {}
     trust = calibration((run.evaluation_of(stage, protocol, row["fold"]), row) for row in rows)

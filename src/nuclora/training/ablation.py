@@ -126,8 +126,9 @@ def plan_ablation(
     _check_folder(draft.folder)
     # Before anything is read of a finished row: its folder may hold another recipe's run.
     begun = [row for row in rows if draft.run_of(row)]
+    sha256 = tiles.digest() if begun else None
     for row in begun:
-        _check_run(draft, row, None)
+        _check_run(draft, row, sha256, None)
     pending = [row for row in chosen if not draft.is_done(row)]
     for name in sorted({row.recipe.base for row in pending}):
         base = load_base(name, weights)
@@ -138,7 +139,7 @@ def plan_ablation(
                     check_recipe(row.recipe, table, draft.folds, base, processes)
         for row in begun:
             if row.recipe.base == name:
-                _check_run(draft, row, {"name": name, "sha256": base.sha256, "path": str(base.path)})
+                _check_run(draft, row, sha256, {"name": name, "sha256": base.sha256, "path": str(base.path)})
     return replace(draft, pending=tuple(row.name for row in pending))
 
 
@@ -226,9 +227,17 @@ def _check_folder(folder: Path) -> None:
         raise NucloraError("neither empty nor an ablation", path=folder, mend=mend)
 
 
-def _check_run(ablation: Ablation, row: AblationRow, base: Mapping[str, str] | None) -> None:
-    """Refuse a row's run that another recipe, fold table or base made; without a base that is not compared."""
+def _check_run(ablation: Ablation, row: AblationRow, sha256: str | None, base: Mapping[str, str] | None) -> None:
+    """Refuse a row's run that another recipe, fold table, base or other tiles made.
+
+    Args:
+        ablation: The ablation.
+        row: Its row, which is begun.
+        sha256: Of the tiles.
+        base: The base; without one it is not compared.
+    """
     run = ablation.run_of(row)
     assert run is not None
     there = {**run.info["base"], "path": run.info["base_path"]}
-    Run.start(run.folder, recipe=row.recipe, folds=ablation.fold_table, base=base or there, data=run.info["data"])
+    data = {**run.info["data"], "root": str(ablation.tiles.root), "sha256": sha256}
+    Run.start(run.folder, recipe=row.recipe, folds=ablation.fold_table, base=base or there, data=data)

@@ -131,7 +131,7 @@ def tune_run(
     if not root.is_dir():
         raise NucloraError("the run's tiles are no longer there", path=root, mend="put them back")
     tiles = open_tiles(root, run.info["data"]["format"])
-    run.folds.check_against(tiles)
+    run.check_tiles(tiles)
     tuned = {}
     for fold in chosen:
         with run.locked(fold):
