@@ -344,6 +344,32 @@ def test_what_is_no_label_map_is_refused(tmp_path: Path) -> None:
             read_labels(tmp_path / name)
 
 
+def test_lossy_files_are_no_labels_whatever_they_are_called(tmp_path: Path) -> None:
+    ids = np.repeat(np.arange(20, dtype=np.uint8), 30).reshape(20, 30)
+    for name, kind in (("jpeg.png", "JPEG"), ("jpeg2000.png", "JPEG2000"), ("webp.png", "WEBP")):
+        Image.fromarray(ids).save(tmp_path / name, kind)
+    for kind in ("jpeg", "jpeg2000", "webp"):
+        pixels = np.repeat(ids[..., None], 3, axis=2) if kind == "webp" else ids
+        tifffile.imwrite(tmp_path / f"{kind}.tif", pixels, compression=kind)
+        (tmp_path / f"{kind}_tif.png").write_bytes((tmp_path / f"{kind}.tif").read_bytes())
+    for path in sorted(tmp_path.iterdir()):
+        kind = path.stem.removesuffix("_tif").upper()
+        with pytest.raises(NucloraError, match=f"{path.name}: compressed as {kind}, which .*; save it as an integer"):
+            read_labels(path)
+        with pytest.raises(NucloraError, match=f"{path.name}: compressed as {kind}, which .*; save one plane"):
+            read_mask(path)
+
+
+def test_lossless_files_are_labels(tmp_path: Path) -> None:
+    ids = np.repeat(np.arange(20, dtype=np.uint8), 30).reshape(20, 30)
+    for kind in ("zlib", "lzw", "packbits", "zstd", "lzma", "png"):
+        tifffile.imwrite(tmp_path / f"{kind}.tif", ids, compression=kind)
+    for kind in ("BMP", "GIF"):
+        Image.fromarray(ids).save(tmp_path / f"{kind}.png", kind)
+    for path in sorted(tmp_path.iterdir()):
+        np.testing.assert_array_equal(read_labels(path), ids, err_msg=path.name)
+
+
 @pytest.mark.parametrize("mode", ["L", "1", "RGBA"])
 def test_masks_ignore_what_is_not_zero(tmp_path: Path, mode: str) -> None:
     expected = np.zeros((8, 8), bool)

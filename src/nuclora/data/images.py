@@ -40,11 +40,17 @@ _OTHER_PHOTOMETRICS = frozenset(
     }
 )
 _ALPHA = frozenset({tifffile.EXTRASAMPLE.ASSOCALPHA, tifffile.EXTRASAMPLE.UNASSALPHA})
+# Kinds of file, and of compression in TIFF, that change values, or may: an id that is off by one is another nucleus.
+_LOSSY_FORMATS = frozenset({"JPEG", "MPO", "JPEG2000", "WEBP", "AVIF"})
+_LOSSY_COMPRESSIONS = frozenset(
+    kind for kind in tifffile.COMPRESSION if "JP" in kind.name or kind.name.startswith("WEBP")
+)
 # White of 16 bits over white of 8.
 _STEPS_16 = 257
 # A brightfield image whose brightest value is lower was scaled to 14 bits or fewer.
 _LEAST_WHITE_16 = 1 << 14
 _LABEL_MEND = "save it as an integer label map: one id a nucleus, 0 background (PNG, TIFF or NPY)"
+_MASK_MEND = "save one plane of pixels, not zero where they are ignored (PNG, TIFF or NPY)"
 _TILE_MEND = "cut it into tiles of some thousand pixels at most"
 
 
@@ -76,9 +82,9 @@ def read_labels(path: Path) -> NDArray[np.int32]:
         The ids, (H, W), 0 background; gaps are left as they are.
 
     Raises:
-        NucloraError: No such file, damaged, or not a label map: float, RGB, binary, negative ids.
+        NucloraError: No such file, damaged, or not a label map: lossy, float, RGB, binary, negative ids.
     """
-    return as_labels(guard(_read_raw, path), path)
+    return as_labels(guard(lambda path: _read_raw(path, _LABEL_MEND), path), path)
 
 
 def as_labels(ids: NDArray[Any], path: Path) -> NDArray[np.int32]:
@@ -118,16 +124,16 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         The mask, (H, W).
 
     Raises:
-        NucloraError: No such file, damaged, or not of one plane of pixels.
+        NucloraError: No such file, damaged, lossy, or not of one plane of pixels.
     """
-    values = guard(_read_raw, path)
+    values = guard(lambda path: _read_raw(path, _MASK_MEND), path)
     if values.ndim == 3 and values.shape[2] in (3, 4):
         values = np.any(values[..., :3] != 0, axis=2)
     if values.ndim != 2:
         raise NucloraError(
             f"an array of shape {values.shape}, not a mask of shape (height, width)",
             path=path,
-            mend="save one plane of pixels, not zero where they are ignored",
+            mend=_MASK_MEND,
         )
     return values.astype(np.bool_)
 
@@ -303,8 +309,8 @@ def _read_tiff_image(path: Path) -> NDArray[Any]:
     return _read_pillow_image(path)
 
 
-def _read_raw(path: Path) -> NDArray[Any]:
-    """Stored values of a label map or mask, palette indices included, without any conversion."""
+def _read_raw(path: Path, mend: str) -> NDArray[Any]:
+    """Stored values of a label map or mask, palette indices included, without any conversion; `mend` is for errors."""
     suffix = path.suffix.lower()
     if suffix == ".npy":
         values = _map_array(path)
@@ -312,12 +318,21 @@ def _read_raw(path: Path) -> NDArray[Any]:
         return np.array(values)
     if _is_tiff(path):
         with tifffile.TiffFile(path) as tiff:
-            pixels = _decode(_only_page(tiff, path), path)
+            page = _only_page(tiff, path)
+            if page.compression in _LOSSY_COMPRESSIONS:
+                raise _lossy(page.compression.name, path, mend)
+            pixels = _decode(page, path)
             return np.squeeze(pixels) if pixels.ndim > 2 else pixels
     with _open_pillow(path) as image:
+        if image.format in _LOSSY_FORMATS:
+            raise _lossy(image.format, path, mend)
         if image.mode in _LABEL_MODES or image.mode == "1":
             return np.array(image)
         return np.array(image.convert("RGBA"))
+
+
+def _lossy(kind: str, path: Path, mend: str) -> NucloraError:
+    return NucloraError(f"compressed as {kind}, which changes ids and masks", path=path, mend=mend)
 
 
 def _only_page(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
