@@ -23,6 +23,35 @@ def test_names_and_groups_come_from_subfolders(plain_folder: Path) -> None:
     assert [tile.read().labels.max() for tile in tiles] == [1, 2, 3, 4]
 
 
+def test_linked_folders_are_followed_and_end(plain_folder: Path, tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (plain_folder / folder / "liver").rename(tmp_path / f"{folder}-elsewhere")
+        try:
+            (plain_folder / folder / "liver").symlink_to(tmp_path / f"{folder}-elsewhere", target_is_directory=True)
+        except OSError:
+            pytest.skip("no links here")
+        # To the folder that it lies in, to one above, and two to each other.
+        (tmp_path / f"{folder}-elsewhere" / "round").symlink_to(tmp_path / f"{folder}-elsewhere")
+        (plain_folder / folder / "up").symlink_to(plain_folder)
+        for one, other in (("x", "y"), ("y", "x")):
+            (tmp_path / f"{folder}-{one}").mkdir()
+            (tmp_path / f"{folder}-{one}" / other).symlink_to(tmp_path / f"{folder}-{other}")
+        (plain_folder / folder / "x").symlink_to(tmp_path / f"{folder}-x")
+    assert open_tiles(plain_folder).names == ["a", "b", "liver/c", "liver/deep/d"]
+
+
+def test_a_folder_may_have_all_its_labels_behind_links(plain_folder: Path, tmp_path: Path) -> None:
+    for folder in ("images", "labels"):
+        (plain_folder / folder / "a.png").unlink()
+        (plain_folder / folder / "b.png").unlink()
+        (plain_folder / folder / "liver").rename(tmp_path / f"{folder}-elsewhere")
+        try:
+            (plain_folder / folder / "liver").symlink_to(tmp_path / f"{folder}-elsewhere", target_is_directory=True)
+        except OSError:
+            pytest.skip("no links here")
+    assert open_tiles(plain_folder).names == ["liver/c", "liver/deep/d"]
+
+
 def test_order_is_that_of_the_image_paths(plain_folder: Path) -> None:
     for folder in ("images", "labels"):
         shutil.copy(plain_folder / folder / "a.png", plain_folder / folder / "a-2.png")

@@ -35,6 +35,16 @@ def test_recursive_means_those_of_its_folders_too_by_their_path(folder: Path) ->
     assert names(folder, recursive=True) == ["a", "b", "c", "deep/d", "deep/er/e", "two words/a"]
 
 
+def test_recursive_follows_linked_folders_and_ends(folder: Path, tmp_path: Path) -> None:
+    (folder / "deep").rename(tmp_path / "elsewhere")
+    try:
+        (folder / "deep").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    except OSError:
+        pytest.skip("no links here")
+    (tmp_path / "elsewhere" / "round").symlink_to(folder)
+    assert names(folder, recursive=True) == ["a", "b", "c", "deep/d", "deep/er/e", "two words/a"]
+
+
 def test_files_keep_their_order_and_are_taken_once(folder: Path) -> None:
     assert names(folder / "c.webp", folder, folder / "a.JPG") == ["c", "a", "b"]
 

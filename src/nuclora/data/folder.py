@@ -7,7 +7,8 @@ from collections.abc import Collection
 from pathlib import Path
 
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
-from nuclora.data.tiles import NO_GROUP, Listing, Tile, is_junk
+from nuclora.data.pairs import walk
+from nuclora.data.tiles import NO_GROUP, Listing, Tile
 from nuclora.errors import NucloraError
 
 NAME = "folder"
@@ -20,8 +21,7 @@ IGNORE = "ignore"
 
 def looks_like(root: Path) -> bool:
     """Whether the folder has both subfolders, and a label map of some kind."""
-    found = (root / LABELS).rglob("*") if (root / IMAGES).is_dir() and (root / LABELS).is_dir() else ()
-    return any(path.suffix.lower() in LABEL_SUFFIXES for path in found)
+    return (root / IMAGES).is_dir() and any(walk(root / LABELS, LABEL_SUFFIXES, depth=None))
 
 
 def list_tiles(root: Path) -> Listing:
@@ -56,10 +56,9 @@ def list_tiles(root: Path) -> Listing:
 
 def _by_name(folder: Path, suffixes: Collection[str]) -> tuple[dict[str, Path], list[NucloraError]]:
     found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in sorted(folder.rglob("*")) if folder.is_dir() else ():
-        parts = path.relative_to(folder)
-        if path.suffix.lower() in suffixes and path.is_file() and not any(map(is_junk, [path, *parts.parents])):
-            found[parts.with_suffix("").as_posix()].append(path)
+    for path in sorted(walk(folder, suffixes, depth=None)):
+        if path.is_file():
+            found[path.relative_to(folder).with_suffix("").as_posix()].append(path)
     doubled = [
         NucloraError(
             f"one of {len(paths)} files of this stem ({', '.join(path.name for path in paths)})",

@@ -13,7 +13,7 @@ from nuclora.errors import NucloraError
 from nuclora.io.kinds import OWN_ENDINGS
 
 DEPTH = 6
-"""So many folders under the root are looked into."""
+"""So many folders under the root are looked into, where the layout does not say how many."""
 
 # Folders that say what is in them, or which part of a split: no groups of tiles. Overlays are pictures of the labels.
 _CONTENTS = {"image", "images", "img", "imgs", "tissue_images", "label", "labels", "mask", "masks", "annotations"}
@@ -21,16 +21,37 @@ _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation",
 _OVERLAYS = frozenset({"overlay", "overlays"})
 
 
-def walk(root: Path, suffixes: Collection[str]) -> Iterator[Path]:
-    """Files of these suffixes (in lower case) under a folder, sorted within each folder; litter is left out."""
+def walk(root: Path, suffixes: Collection[str], depth: int | None = DEPTH) -> Iterator[Path]:
+    """Files of these suffixes (in lower case) under a folder, sorted within each folder; litter is left out.
+
+    Links to folders are followed, but for those that lead back to a folder that they lie in.
+
+    Args:
+        root: The folder.
+        suffixes: Suffixes in lower case.
+        depth: So many folders under the root are looked into; None is all.
+
+    Yields:
+        The files of a folder before those of the folders in it.
+    """
     for folder, folders, files in os.walk(root, followlinks=True):
         place = Path(folder)
-        deep = len(place.relative_to(root).parts) >= DEPTH
-        folders[:] = [] if deep else sorted(name for name in folders if not is_junk(place / name))
+        deep = depth is not None and len(place.relative_to(root).parts) >= depth
+        folders[:] = [] if deep else sorted(name for name in folders if _enters(place / name))
         for name in sorted(files):
             path = place / name
             if path.suffix.lower() in suffixes and not is_junk(path):
                 yield path
+
+
+def _enters(folder: Path) -> bool:
+    if is_junk(folder):
+        return False
+    if not folder.is_symlink():
+        return True
+    # Of the folders as they were walked through, too: two links may lead to each other.
+    real = folder.resolve()
+    return not any(above.resolve().is_relative_to(real) for above in folder.parents)
 
 
 def find_images(root: Path, suffixes: Collection[str]) -> list[Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from nuclora.data.images import IMAGE_SUFFIXES
+from nuclora.data.pairs import walk
 from nuclora.data.tiles import is_junk
 from nuclora.errors import NucloraError
 from nuclora.io.kinds import OWN_ENDINGS
@@ -88,12 +89,8 @@ def _expand(given: str, recursive: bool) -> list[ImageFile]:
 
 
 def _of_folder(folder: Path, recursive: bool) -> list[ImageFile]:
-    files = sorted(folder.rglob("*") if recursive else folder.iterdir())
-    images = [
-        ImageFile(path.relative_to(folder).with_suffix("").as_posix(), path)
-        for path in files
-        if _is_image(path) and not any(map(is_junk, path.relative_to(folder).parents))
-    ]
+    files = sorted(walk(folder, SUFFIXES | {_DICOM}, depth=None) if recursive else folder.iterdir())
+    images = [ImageFile(path.relative_to(folder).with_suffix("").as_posix(), path) for path in files if _is_image(path)]
     if not images:
         deeper = not recursive and any(_is_image(path) for path in folder.glob("*/*"))
         mend = (
