@@ -110,6 +110,22 @@ def test_ignore_mask_without_image_is_named(plain_folder: Path) -> None:
         open_tiles(plain_folder)
 
 
+@pytest.mark.parametrize("name", ["a.jpg", "a.webp", "liver/c.mat", "z.bmp"])
+def test_ignore_mask_of_a_type_that_is_not_read_is_named(plain_folder: Path, name: str) -> None:
+    mask = plain_folder / "ignore" / name
+    mask.parent.mkdir(parents=True)
+    mask.touch()
+    (plain_folder / "ignore" / "readme.txt").touch()
+    with pytest.raises(NucloraError, match=f"ignore/{name}: an ignore mask of a type that is not read; convert it to"):
+        open_tiles(plain_folder)
+    for image in ("a", "liver/c", "z"):
+        (plain_folder / "ignore" / image).parent.mkdir(exist_ok=True)
+        shutil.copy(plain_folder / "labels" / "a.png", plain_folder / "ignore" / f"{image}.png")
+    shutil.copy(plain_folder / "images" / "a.png", plain_folder / "images" / "z.png")
+    shutil.copy(plain_folder / "labels" / "a.png", plain_folder / "labels" / "z.png")
+    assert len(open_tiles(plain_folder)) == 5  # it lies beside a mask that is read
+
+
 def test_unknown_folders_are_refused_in_a_short_line(tmp_path: Path) -> None:
     with pytest.raises(
         NucloraError, match=r"no labelled tiles found in any of \d+ layouts; name .* say --format \(docs/data\.md"

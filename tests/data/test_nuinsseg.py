@@ -38,6 +38,24 @@ def test_vague_areas_are_found_under_each_name(nuinsseg_tree: Path, folder: str)
     assert [tile.name for tile in tiles if tile.ignore] == ["mouse fat (white)/b"]
 
 
+@pytest.mark.parametrize("folder", ["vague areas/mask binary", "mask binary_vague", "vague areas/mask binary_vague"])
+def test_vague_areas_that_would_be_lost_are_named(nuinsseg_tree: Path, folder: str) -> None:
+    vague = nuinsseg_tree / "mouse fat (white)" / folder
+    vague.mkdir(parents=True)
+    for name in ("Thumbs.db", "readme.txt", "b.png"):
+        (vague / name).touch()
+    assert len(open_tiles(nuinsseg_tree)) == 6
+    for name, fault in {
+        "z.png": r"no image for this ignore mask; add .*tissue images/z\.png, or remove this file",
+        "a.jpg": "an ignore mask of a type that is not read; convert it to PNG",
+        "a.npy": "an ignore mask of a type that is not read; convert it to PNG",
+    }.items():
+        (vague / name).touch()
+        with pytest.raises(NucloraError, match=f"{folder}/{name}: {fault}"):
+            open_tiles(nuinsseg_tree)
+        (vague / name).unlink()
+
+
 def test_the_folder_above_serves_if_it_holds_one_tree(nuinsseg_tree: Path) -> None:
     inside = open_tiles(nuinsseg_tree)
     assert open_tiles(nuinsseg_tree.parent) == inside

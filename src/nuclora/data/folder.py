@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Collection
+from functools import partial
 from pathlib import Path
 
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
-from nuclora.data.pairs import walk
+from nuclora.data.pairs import unread_masks, walk
 from nuclora.data.tiles import NO_GROUP, Listing, Tile
 from nuclora.errors import NucloraError
 
@@ -28,7 +29,7 @@ def list_tiles(root: Path) -> Listing:
     """Find the tiles of a plain folder.
 
     The first folder under ``images/`` is the group; a tile's name is the image's path under ``images/``
-    without suffix. Files of other kinds are left alone, except label maps and images in an unfit format.
+    without suffix. Files of other kinds are left alone, except label maps, images and masks in an unfit format.
 
     Raises:
         NucloraError: ``images/`` or ``labels/`` is missing.
@@ -51,6 +52,12 @@ def list_tiles(root: Path) -> Listing:
         faults += [
             _missing(root / IMAGES, name, files[name], f"image for this {kind}") for name in files if name not in images
         ]
+    others = (
+        path
+        for path in sorted(walk(root / IGNORE, None, depth=None))
+        if path.is_file() and path.suffix.lower() not in LABEL_SUFFIXES
+    )
+    faults += unread_masks(others, ignores, images, partial(_name, folder=root / IGNORE))
     return Listing(root, NAME, tuple(tiles), tuple(faults))
 
 
@@ -58,7 +65,7 @@ def _by_name(folder: Path, suffixes: Collection[str]) -> tuple[dict[str, Path], 
     found: defaultdict[str, list[Path]] = defaultdict(list)
     for path in sorted(walk(folder, suffixes, depth=None)):
         if path.is_file():
-            found[path.relative_to(folder).with_suffix("").as_posix()].append(path)
+            found[_name(path, folder)].append(path)
     doubled = [
         NucloraError(
             f"one of {len(paths)} files of this stem ({', '.join(path.name for path in paths)})",
@@ -69,6 +76,10 @@ def _by_name(folder: Path, suffixes: Collection[str]) -> tuple[dict[str, Path], 
         if len(paths) > 1
     ]
     return {name: paths[0] for name, paths in found.items()}, doubled
+
+
+def _name(path: Path, folder: Path) -> str:
+    return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def _missing(folder: Path, name: str, path: Path, what: str) -> NucloraError:

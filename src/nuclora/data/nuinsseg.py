@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from nuclora.data.pairs import unread_masks
 from nuclora.data.tiles import Listing, Tile, is_junk
 from nuclora.errors import NucloraError
 
@@ -88,10 +89,23 @@ def _list_organ(organ: Path, tiles: list[Tile], faults: list[NucloraError]) -> N
         faults.append(
             NucloraError("no image for this label map", path=labels[stem], mend=f"add {organ.name}/{IMAGES}/{stem}.png")
         )
+    for files in vague:
+        faults += [
+            NucloraError(
+                "no image for this ignore mask",
+                path=path,
+                mend=f"add {organ.name}/{IMAGES}/{stem}.png, or remove this file",
+            )
+            for stem, path in files.items()
+            if stem not in images
+        ]
+    others = (path for folder in VAGUE for path in _entries(organ / folder) if path.suffix.lower() != ".png")
+    faults += unread_masks(others, set().union(*vague), images, lambda path: path.stem)
 
 
 def _files(folder: Path, suffix: str) -> dict[str, Path]:
-    if not folder.is_dir():
-        return {}
-    entries = sorted(entry for entry in folder.iterdir() if not is_junk(entry))
-    return {entry.stem: entry for entry in entries if entry.suffix.lower() == suffix}
+    return {entry.stem: entry for entry in _entries(folder) if entry.suffix.lower() == suffix}
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not is_junk(entry)) if folder.is_dir() else []

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
+from nuclora.data.images import IMAGE_SUFFIXES
 from nuclora.data.tiles import NO_GROUP, is_junk
 from nuclora.errors import NucloraError
 from nuclora.io.kinds import OWN_ENDINGS
@@ -21,14 +22,14 @@ _SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation",
 _OVERLAYS = frozenset({"overlay", "overlays"})
 
 
-def walk(root: Path, suffixes: Collection[str], depth: int | None = DEPTH) -> Iterator[Path]:
-    """Files of these suffixes (in lower case) under a folder, sorted within each folder; litter is left out.
+def walk(root: Path, suffixes: Collection[str] | None, depth: int | None = DEPTH) -> Iterator[Path]:
+    """Files of these suffixes under a folder, sorted within each folder; litter is left out.
 
     Links to folders are followed, but for those that lead back to a folder that they lie in.
 
     Args:
         root: The folder.
-        suffixes: Suffixes in lower case.
+        suffixes: Suffixes in lower case; None is any.
         depth: So many folders under the root are looked into; None is all.
 
     Yields:
@@ -40,7 +41,7 @@ def walk(root: Path, suffixes: Collection[str], depth: int | None = DEPTH) -> It
         folders[:] = [] if deep else sorted(name for name in folders if _enters(place / name))
         for name in sorted(files):
             path = place / name
-            if path.suffix.lower() in suffixes and not is_junk(path):
+            if (suffixes is None or path.suffix.lower() in suffixes) and not is_junk(path):
                 yield path
 
 
@@ -81,6 +82,24 @@ def group_of(relative: PurePath) -> str:
 def _plain(part: str) -> str:
     # COCO writes train2017, Lizard Lizard_Images1.
     return part.lower().replace(" ", "_").rstrip("0123456789").removeprefix("lizard_")
+
+
+def unread_masks(
+    paths: Iterable[Path], masks: Collection[str], images: Collection[str], name_of: Callable[[Path], str]
+) -> list[NucloraError]:
+    """One error for each file that seems to be an ignore mask and is of no type that is read.
+
+    Args:
+        paths: The files that were not read; notes and tables among them are left alone.
+        masks: Names of the masks that were read: what lies beside one is no matter.
+        images: Names of the images.
+        name_of: The name of a file.
+    """
+    return [
+        NucloraError("an ignore mask of a type that is not read", path=path, mend="convert it to PNG, or remove it")
+        for path in paths
+        if name_of(path) not in masks and (name_of(path) in images or path.suffix.lower() in IMAGE_SUFFIXES)
+    ]
 
 
 class Pairs(NamedTuple):
