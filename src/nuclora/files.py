@@ -84,13 +84,42 @@ def hold(folder: Path, what: str, patience: float = 0) -> Iterator[None]:
     Raises:
         NucloraError: Another process holds it, or nothing can be written there.
     """
-    lock = filelock.FileLock(folder / ".lock", timeout=patience)
-    with disk_errors(folder):
+    with _locked(folder / ".lock", folder, what, patience):
+        yield
+
+
+@contextlib.contextmanager
+def hold_file(path: Path, what: str, patience: float) -> Iterator[None]:
+    """Hold a file that is being made for this process; nothing of the lock is left beside it.
+
+    Args:
+        path: The file, which need not exist, in an existing folder.
+        what: What it is, for the refusal.
+        patience: Wait so many seconds for another process before a refusal.
+
+    Raises:
+        NucloraError: Another process holds it, or nothing can be written there.
+    """
+    lock = path.with_name(f"{path.name}.lock")
+    with _locked(lock, path, what, patience):
+        try:
+            yield
+        finally:
+            # While it is held, and so nobody else's: who waits opens it by its name again for each try. Windows removes
+            # no open file; there filelock does it in the end.
+            with contextlib.suppress(OSError):
+                lock.unlink()
+
+
+@contextlib.contextmanager
+def _locked(file: Path, held: Path, what: str, patience: float) -> Iterator[None]:
+    lock = filelock.FileLock(file, timeout=patience)
+    with disk_errors(held):
         try:
             lock.acquire()
         except filelock.Timeout as error:
             raise NucloraError(
-                f"another nuclora works on this {what}", path=folder, mend="wait for it or stop it"
+                f"another nuclora works on this {what}", path=held, mend="wait for it or stop it"
             ) from error
     try:
         yield

@@ -7,8 +7,10 @@ import io
 import json
 import stat
 import threading
+import time
 import zipfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from nuclora.data import open_tiles
 from nuclora.data.download import ATTEMPTS, download
 from nuclora.data.fetch import fetch_nuinsseg, unpack_zip
 from nuclora.errors import NucloraError
+from nuclora.files import hold_file
 
 CONTENT = np.random.default_rng(0).bytes(1_000_003)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -193,6 +196,41 @@ def test_no_server_is_told(tmp_path: Path, server: Server) -> None:
         download("http://127.0.0.1:9/x", tmp_path / "file")
 
 
+def test_two_downloads_of_one_file_take_turns(server: Server, content: str, tmp_path: Path) -> None:
+    begun = threading.Event()
+    second = threading.Event()
+
+    def stall(done: int, total: int | None) -> None:
+        begun.set()
+        second.wait(0.5)  # longer than the second needs, if it were let in
+
+    def other(done: int, total: int | None) -> None:
+        second.set()
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(download, content, tmp_path / "file", sha256=SHA256, progress=stall)
+        assert begun.wait(10)
+        later = pool.submit(download, content, tmp_path / "file", sha256=SHA256, progress=other)
+        assert first.result() == later.result() == tmp_path / "file"
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    assert len(server.requests) == 1  # the second found it there
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_download_that_never_ends_is_not_waited_for_for_ever(
+    content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nuclora.data.download.PATIENCE", 0.0)
+    (tmp_path / "file.part.lock").touch()  # of a killed process: nobody holds it
+    with (
+        hold_file(tmp_path / "file.part", "download", 0),
+        pytest.raises(NucloraError, match=r"file\.part: another nuclora works on this download; wait for it"),
+    ):
+        download(content, tmp_path / "file", sha256=SHA256)
+    download(content, tmp_path / "file", sha256=SHA256)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
 class FullDisk(io.BytesIO):
     def write(self, data: Any) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -295,6 +333,24 @@ def test_nuinsseg_is_fetched_over_a_connection_that_breaks(zenodo: Server, nuins
     assert [entry.name for entry in dest.parent.iterdir()] == ["data"]
     with pytest.raises(NucloraError, match=r"not an empty folder.*nuclora data check"):
         fetch_nuinsseg(dest, base_url=zenodo.url)
+
+
+def test_two_fetches_into_one_folder_take_turns(zenodo: Server, tmp_path: Path) -> None:
+    begun = threading.Event()
+
+    def stall(phase: str, done: int, total: int | None) -> None:
+        if phase == "unpack" and not begun.is_set():
+            begun.set()
+            time.sleep(0.5)
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(fetch_nuinsseg, tmp_path / "new" / "data", stall, base_url=zenodo.url)
+        assert begun.wait(10)
+        later = pool.submit(fetch_nuinsseg, tmp_path / "new" / "data", base_url=zenodo.url)
+        assert len(open_tiles(first.result())) == 6
+        with pytest.raises(NucloraError, match="exists and is not an empty folder"):
+            later.result()
+    assert [entry.name for entry in (tmp_path / "new").iterdir()] == ["data"]
 
 
 def test_a_fetch_cut_off_goes_on_in_the_next_run(zenodo: Server, tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ from email.message import Message
 from pathlib import Path
 
 from nuclora.errors import NucloraError
-from nuclora.files import disk_errors
+from nuclora.files import disk_errors, hold_file
 
 ATTEMPTS = 5
 """Attempts in a row that get no further before a download is given up."""
 FIRST_WAIT = 1.0
 """Seconds before the second attempt; each further one waits twice as long."""
+PATIENCE = 3600.0
+"""Seconds to wait for another process that is downloading the same file."""
 TIMEOUT = 60.0
 """Seconds without a byte after which a connection counts as broken."""
 
@@ -47,7 +49,7 @@ def download(
     """Download a file, going on from what an earlier attempt or run left in ``DEST.part``.
 
     The file appears under its name only when it is whole and verified. A part of an earlier run is used
-    only if a checksum will tell whether it fits.
+    only if a checksum will tell whether it fits. While another process downloads the file, this one waits.
 
     Args:
         url: HTTP or HTTPS address.
@@ -61,29 +63,35 @@ def download(
         `dest`.
 
     Raises:
-        NucloraError: No connection, an HTTP error, a full disk, or another size or checksum than expected.
+        NucloraError: No connection, an HTTP error, a full disk, another size or checksum than expected, or another
+            process that takes too long.
     """
     checksums = {name: value.lower() for name, value in (("sha256", sha256), ("md5", md5)) if value}
     part = dest.with_name(f"{dest.name}.part")
-    if checksums and dest.is_file() and _mismatch(dest, checksums, size) is None:
+    if _is_there(dest, checksums, size):
         return dest
     with disk_errors(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
-        if not checksums or (size is not None and _size(part) > size):
-            part.unlink(missing_ok=True)
-    if size is not None:
-        require_space(dest.parent, size - _size(part))
-    _Transfer(url, part, size, progress).run()
-    wrong = _mismatch(part, checksums, size)
-    if wrong:
-        part.unlink()
-        raise NucloraError(
-            f"what {url} sent is not the expected file ({wrong}); it was deleted",
-            path=dest,
-            mend="try again later; behind a proxy or login page, download it with a browser",
-        )
-    with disk_errors(dest):
-        part.replace(dest)
+    # Two that append to one part make a file of neither.
+    with hold_file(part, "download", PATIENCE):
+        if _is_there(dest, checksums, size):
+            return dest
+        with disk_errors(dest):
+            if not checksums or (size is not None and _size(part) > size):
+                part.unlink(missing_ok=True)
+        if size is not None:
+            require_space(dest.parent, size - _size(part))
+        _Transfer(url, part, size, progress).run()
+        wrong = _mismatch(part, checksums, size)
+        if wrong:
+            part.unlink()
+            raise NucloraError(
+                f"what {url} sent is not the expected file ({wrong}); it was deleted",
+                path=dest,
+                mend="try again later; behind a proxy or login page, download it with a browser",
+            )
+        with disk_errors(dest):
+            part.replace(dest)
     return dest
 
 
@@ -198,6 +206,10 @@ def _content_range(headers: Message) -> tuple[int | None, int | None]:
 
 def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
+
+
+def _is_there(dest: Path, checksums: Mapping[str, str], size: int | None) -> bool:
+    return bool(checksums) and dest.is_file() and _mismatch(dest, checksums, size) is None
 
 
 def _mismatch(path: Path, checksums: Mapping[str, str], size: int | None) -> str | None:

@@ -13,9 +13,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 from nuclora.data import nuinsseg
-from nuclora.data.download import Progress, download, require_space
+from nuclora.data.download import PATIENCE, Progress, download, require_space
 from nuclora.errors import NucloraError
-from nuclora.files import disk_errors
+from nuclora.files import disk_errors, hold_file
 
 ZENODO = "https://zenodo.org"
 RECORD = 10518968
@@ -96,24 +96,34 @@ def fetch_nuinsseg(
         `dest`.
 
     Raises:
-        NucloraError: See `download` and `unpack_zip`; or the archive holds no NuInsSeg tree.
+        NucloraError: See `download` and `unpack_zip`; another process that takes too long; or the archive holds no
+            NuInsSeg tree.
     """
+    _require_new(dest)
+    base_url = base_url or ZENODO
+    size, md5 = _zenodo_entry(base_url)
+    archive = dest.with_name(f"{dest.name}.zip")
+    url = f"{base_url}/records/{RECORD}/files/{ARCHIVE}?download=1"
+    with disk_errors(dest):
+        dest.parent.mkdir(parents=True, exist_ok=True)
+    # Of two at once the second would remove what the first unpacks.
+    with hold_file(archive, "data set", PATIENCE):
+        _require_new(dest)
+        download(url, archive, md5=md5, size=size, progress=_phase(progress, "download"))
+        unpack_zip(archive, dest, max_bytes=MAX_BYTES, max_files=MAX_FILES, progress=_phase(progress, "unpack"))
+        if not nuinsseg.looks_like(dest):
+            raise NucloraError(f"the archive holds no NuInsSeg tree: {nuinsseg.LAYOUT}", path=dest)
+        archive.unlink()
+    return dest
+
+
+def _require_new(dest: Path) -> None:
     if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
         raise NucloraError(
             "exists and is not an empty folder",
             path=dest,
             mend="name a new folder, or look at this one with `nuclora data check`",
         )
-    base_url = base_url or ZENODO
-    size, md5 = _zenodo_entry(base_url)
-    archive = dest.with_name(f"{dest.name}.zip")
-    url = f"{base_url}/records/{RECORD}/files/{ARCHIVE}?download=1"
-    download(url, archive, md5=md5, size=size, progress=_phase(progress, "download"))
-    unpack_zip(archive, dest, max_bytes=MAX_BYTES, max_files=MAX_FILES, progress=_phase(progress, "unpack"))
-    if not nuinsseg.looks_like(dest):
-        raise NucloraError(f"the archive holds no NuInsSeg tree: {nuinsseg.LAYOUT}", path=dest)
-    archive.unlink()
-    return dest
 
 
 def _phase(progress: Callable[[str, int, int | None], None] | None, name: str) -> Progress | None:
