@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -124,6 +125,27 @@ def test_ignore_mask_of_a_type_that_is_not_read_is_named(plain_folder: Path, nam
     shutil.copy(plain_folder / "images" / "a.png", plain_folder / "images" / "z.png")
     shutil.copy(plain_folder / "labels" / "a.png", plain_folder / "labels" / "z.png")
     assert len(open_tiles(plain_folder)) == 5  # it lies beside a mask that is read
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_zipped_on_a_mac_belong_to_their_images(plain_folder: Path, forms: tuple[str, str]) -> None:
+    shutil.rmtree(plain_folder / "images" / "liver")
+    shutil.rmtree(plain_folder / "labels" / "liver")
+    name, other = (unicodedata.normalize(form, "köln/ü") for form in forms)
+    for folder, written in (("images", name), ("labels", other), ("ignore", other)):
+        (plain_folder / folder / written).parent.mkdir(parents=True)
+        shutil.copy(
+            plain_folder / folder.replace("ignore", "labels") / "a.png", plain_folder / folder / f"{written}.png"
+        )
+    tiles = open_tiles(plain_folder)
+    assert tiles.names == ["a", "b", name]
+    assert tiles[2].ignore is not None
+    assert tiles.groups == sorted(["all", name.split("/")[0]])
+    # A label map of another type is told as such.
+    shutil.copy(plain_folder / "images" / "a.png", plain_folder / "images" / f"{unicodedata.normalize('NFC', 'é')}.png")
+    shutil.copy(plain_folder / "labels" / "a.png", plain_folder / "labels" / f"{unicodedata.normalize('NFD', 'é')}.jpg")
+    with pytest.raises(NucloraError, match=r"labels/.*\.jpg is none of"):
+        open_tiles(plain_folder)
 
 
 def test_unknown_folders_are_refused_in_a_short_line(tmp_path: Path) -> None:

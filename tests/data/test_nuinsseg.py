@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -54,6 +55,27 @@ def test_vague_areas_that_would_be_lost_are_named(nuinsseg_tree: Path, folder: s
         with pytest.raises(NucloraError, match=f"{folder}/{name}: {fault}"):
             open_tiles(nuinsseg_tree)
         (vague / name).unlink()
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_zipped_on_a_mac_belong_to_their_images(nuinsseg_tree: Path, forms: tuple[str, str]) -> None:
+    organ = nuinsseg_tree / "mouse fat (white)"
+    stem, other = (unicodedata.normalize(form, "ü") for form in forms)
+    (organ / "tissue images" / "a.png").rename(organ / "tissue images" / f"{stem}.png")
+    (organ / "label masks modify" / "a.tif").rename(organ / "label masks modify" / f"{other}.tif")
+    (organ / "mask binary_vague").mkdir()
+    (organ / "mask binary_vague" / f"{other}.png").touch()
+    tile = open_tiles(nuinsseg_tree)[f"mouse fat (white)/{stem}"]
+    assert tile.ignore is not None
+
+
+def test_files_of_one_stem_are_named(nuinsseg_tree: Path) -> None:
+    images = nuinsseg_tree / "mouse fat (white)" / "tissue images"
+    shutil.copy(images / "a.png", images / "a.PNG")
+    if len(list(images.glob("a.*"))) == 1:
+        pytest.skip("names differ in case only")
+    with pytest.raises(NucloraError, match=r"one of 2 files of this stem \(a\.PNG, a\.png\); keep one"):
+        open_tiles(nuinsseg_tree)
 
 
 def test_the_folder_above_serves_if_it_holds_one_tree(nuinsseg_tree: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
+import unicodedata
 from pathlib import Path
 from typing import Any
 
@@ -494,6 +495,23 @@ def test_equal_names_in_train_and_test_are_told_apart_by_their_folders(tmp_path:
     tif(tmp_path / "train" / "Images" / "image_00.tif", known(3).image)
     with pytest.raises(NucloraError, match=r"one of 3 images \(.*\) of image_00\.mat"):
         open_tiles(tmp_path)
+
+
+@pytest.mark.parametrize("forms", [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_zipped_on_a_mac_belong_to_their_images(forms: tuple[str, str], tmp_path: Path) -> None:
+    image, label = (unicodedata.normalize(form, "ü") for form in forms)
+    tif(tmp_path / "stardist" / "images" / f"{image}.tif", known(1).image)
+    tif(tmp_path / "stardist" / "masks" / f"{label}.tif", known(1).labels)
+    assert open_tiles(tmp_path / "stardist").names == [image]
+    # The folders tell equal stems apart, whatever their names are encoded in.
+    for seed, part in enumerate(("k{}ln", "t{}r")):
+        path = tmp_path / "matlab" / part.format(label) / "Labels" / f"{label}.mat"
+        path.parent.mkdir(parents=True)
+        savemat(path, {"inst_map": known(seed).labels})
+        png(tmp_path / "matlab" / part.format(image) / "Images" / f"{image}.png", known(seed).image)
+    tiles = open_tiles(tmp_path / "matlab")
+    for seed, part in enumerate(("k{}ln", "t{}r")):
+        np.testing.assert_array_equal(tiles[f"{part.format(image)}/{image}"].read().labels, known(seed).labels)
 
 
 def test_of_cellposes_outputs_the_masks_alone_are_labels(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_shape, read_mask
-from nuclora.data.pairs import group_of, walk
+from nuclora.data.pairs import composed, group_of, walk
 from nuclora.data.polygons import Pixels, draw
 from nuclora.data.tiles import Files, Listing, Tile, Truth, is_junk, require_shape
 from nuclora.errors import NucloraError
@@ -29,9 +29,9 @@ IMAGES, MASKS = "images", "masks"
 def looks_like(root: Path) -> bool:
     """Whether there is a folder of one image whose masks have other names than it."""
     for folder in _folders(root):
-        images = [path.stem for path in walk(folder / IMAGES, IMAGE_SUFFIXES)]
+        images = [composed(path.stem) for path in walk(folder / IMAGES, IMAGE_SUFFIXES)]
         if len(images) == 1 and (folder / MASKS).is_dir():
-            masks = {path.stem for path in walk(folder / MASKS, LABEL_SUFFIXES)}
+            masks = {composed(path.stem) for path in walk(folder / MASKS, LABEL_SUFFIXES)}
             if masks:
                 return images[0] not in masks
     return False

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Collection
 from functools import partial
 from pathlib import Path
 
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
-from nuclora.data.pairs import unread_masks, walk
+from nuclora.data.pairs import by_name, composed, unread_masks, walk
 from nuclora.data.tiles import NO_GROUP, Listing, Tile
 from nuclora.errors import NucloraError
 
@@ -42,15 +41,18 @@ def list_tiles(root: Path) -> Listing:
     ignores, ignore_faults = _by_name(root / IGNORE, LABEL_SUFFIXES)
     faults += label_faults + ignore_faults
     tiles = []
-    for name, image in images.items():
-        if name not in labels:
+    for key, image in images.items():
+        name = _name(image, root / IMAGES)
+        if key not in labels:
             faults.append(_missing(root / LABELS, name, image, "label map for this image"))
             continue
         group = name.split("/")[0] if "/" in name else NO_GROUP
-        tiles.append(Tile(name, group, image, labels[name], ignores.get(name)))
-    for kind, files in (("label map", labels), ("ignore mask", ignores)):
+        tiles.append(Tile(name, group, image, labels[key], ignores.get(key)))
+    for kind, place, files in (("label map", LABELS, labels), ("ignore mask", IGNORE, ignores)):
         faults += [
-            _missing(root / IMAGES, name, files[name], f"image for this {kind}") for name in files if name not in images
+            _missing(root / IMAGES, _name(path, root / place), path, f"image for this {kind}")
+            for key, path in files.items()
+            if key not in images
         ]
     others = (
         path
@@ -62,20 +64,8 @@ def list_tiles(root: Path) -> Listing:
 
 
 def _by_name(folder: Path, suffixes: Collection[str]) -> tuple[dict[str, Path], list[NucloraError]]:
-    found: defaultdict[str, list[Path]] = defaultdict(list)
-    for path in sorted(walk(folder, suffixes, depth=None)):
-        if path.is_file():
-            found[_name(path, folder)].append(path)
-    doubled = [
-        NucloraError(
-            f"one of {len(paths)} files of this stem ({', '.join(path.name for path in paths)})",
-            path=paths[0],
-            mend="keep one of them",
-        )
-        for paths in found.values()
-        if len(paths) > 1
-    ]
-    return {name: paths[0] for name, paths in found.items()}, doubled
+    files = (path for path in sorted(walk(folder, suffixes, depth=None)) if path.is_file())
+    return by_name(files, partial(_name, folder=folder))
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -84,9 +74,9 @@ def _name(path: Path, folder: Path) -> str:
 
 def _missing(folder: Path, name: str, path: Path, what: str) -> NucloraError:
     nearby = folder / Path(name).parent
-    stem = Path(name).name
+    stem = composed(Path(name).name)
     shown = Path(folder.name, name).parent.as_posix()
-    other = sorted(entry.name for entry in nearby.iterdir() if entry.stem == stem) if nearby.is_dir() else []
+    other = sorted(entry.name for entry in nearby.iterdir() if composed(entry.stem) == stem) if nearby.is_dir() else []
     if other:
         allowed = LABEL_SUFFIXES if folder.name == LABELS else IMAGE_SUFFIXES
         if broken := [entry for entry in other if Path(entry).suffix.lower() in allowed]:

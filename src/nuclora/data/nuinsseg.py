@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from nuclora.data.pairs import unread_masks
+from nuclora.data.pairs import by_name, unread_masks
 from nuclora.data.tiles import Listing, Tile, is_junk
 from nuclora.errors import NucloraError
 
@@ -74,37 +74,36 @@ def _list_organ(organ: Path, tiles: list[Tile], faults: list[NucloraError]) -> N
         if not (organ / needed).is_dir():
             faults.append(NucloraError(f"no folder '{needed}'", path=organ, mend="unpack the data set again"))
             return
-    images = _files(organ / IMAGES, ".png")
-    labels = _files(organ / LABELS, ".tif")
-    vague = [_files(organ / folder, ".png") for folder in VAGUE]
-    for stem, image in images.items():
-        if stem not in labels:
-            faults.append(
-                NucloraError("no label map for this image", path=image, mend=f"add {organ.name}/{LABELS}/{stem}.tif")
-            )
+    images = _files(organ / IMAGES, ".png", faults)
+    labels = _files(organ / LABELS, ".tif", faults)
+    vague = [_files(organ / folder, ".png", faults) for folder in VAGUE]
+    for key, image in images.items():
+        if key not in labels:
+            mend = f"add {organ.name}/{LABELS}/{image.stem}.tif"
+            faults.append(NucloraError("no label map for this image", path=image, mend=mend))
             continue
-        ignore = next((files[stem] for files in vague if stem in files), None)
-        tiles.append(Tile(f"{organ.name}/{stem}", organ.name, image, labels[stem], ignore))
-    for stem in labels.keys() - images.keys():
-        faults.append(
-            NucloraError("no image for this label map", path=labels[stem], mend=f"add {organ.name}/{IMAGES}/{stem}.png")
-        )
-    for files in vague:
-        faults += [
-            NucloraError(
-                "no image for this ignore mask",
-                path=path,
-                mend=f"add {organ.name}/{IMAGES}/{stem}.png, or remove this file",
-            )
-            for stem, path in files.items()
-            if stem not in images
-        ]
+        ignore = next((files[key] for files in vague if key in files), None)
+        tiles.append(Tile(f"{organ.name}/{image.stem}", organ.name, image, labels[key], ignore))
+    for key, path in labels.items():
+        if key not in images:
+            mend = f"add {organ.name}/{IMAGES}/{path.stem}.png"
+            faults.append(NucloraError("no image for this label map", path=path, mend=mend))
+    for key, path in (item for files in vague for item in files.items()):
+        if key not in images:
+            mend = f"add {organ.name}/{IMAGES}/{path.stem}.png, or remove this file"
+            faults.append(NucloraError("no image for this ignore mask", path=path, mend=mend))
     others = (path for folder in VAGUE for path in _entries(organ / folder) if path.suffix.lower() != ".png")
-    faults += unread_masks(others, set().union(*vague), images, lambda path: path.stem)
+    faults += unread_masks(others, set().union(*vague), images, _stem)
 
 
-def _files(folder: Path, suffix: str) -> dict[str, Path]:
-    return {entry.stem: entry for entry in _entries(folder) if entry.suffix.lower() == suffix}
+def _files(folder: Path, suffix: str, faults: list[NucloraError]) -> dict[str, Path]:
+    found, doubled = by_name((entry for entry in _entries(folder) if entry.suffix.lower() == suffix), _stem)
+    faults += doubled
+    return found
+
+
+def _stem(path: Path) -> str:
+    return path.stem
 
 
 def _entries(folder: Path) -> list[Path]:

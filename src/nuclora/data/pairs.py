@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from pathlib import Path, PurePath
@@ -91,15 +92,40 @@ def unread_masks(
 
     Args:
         paths: The files that were not read; notes and tables among them are left alone.
-        masks: Names of the masks that were read: what lies beside one is no matter.
-        images: Names of the images.
+        masks: Names of the masks that were read, as they are compared: what lies beside one is no matter.
+        images: Names of the images, likewise.
         name_of: The name of a file.
     """
     return [
         NucloraError("an ignore mask of a type that is not read", path=path, mend="convert it to PNG, or remove it")
         for path in paths
-        if name_of(path) not in masks and (name_of(path) in images or path.suffix.lower() in IMAGE_SUFFIXES)
+        if (name := composed(name_of(path))) not in masks and (name in images or path.suffix.lower() in IMAGE_SUFFIXES)
     ]
+
+
+def composed(name: str) -> str:
+    """A name as it is compared: a Mac packs an accent as a character of its own (NFD), others in one with its letter.
+
+    What is shown and written is the name as it is on disk.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def by_name(paths: Iterable[Path], name_of: Callable[[Path], str]) -> tuple[dict[str, Path], list[NucloraError]]:
+    """Files by their names as they are compared, and an error for each name of several."""
+    found: defaultdict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        found[composed(name_of(path))].append(path)
+    doubled = [
+        NucloraError(
+            f"one of {len(files)} files of this stem ({', '.join(path.name for path in files)})",
+            path=files[0],
+            mend="keep one of them",
+        )
+        for files in found.values()
+        if len(files) > 1
+    ]
+    return {name: files[0] for name, files in found.items()}, doubled
 
 
 class Pairs(NamedTuple):
@@ -130,15 +156,15 @@ def pair(
     """
     by_key: defaultdict[str, list[Path]] = defaultdict(list)
     for image in images:
-        by_key[image_key(image)].append(image)
+        by_key[composed(image_key(image))].append(image)
     found: defaultdict[Path, list[Path]] = defaultdict(list)
     faults = []
     for path in labels:
-        candidates = by_key[label_key(path)]
+        candidates = by_key[composed(label_key(path))]
         if not candidates:
             faults.append(NucloraError(f"no image for this {what}", path=path, mend="add the image, or remove this"))
             continue
-        shared = [len(Path(os.path.commonpath([image, path])).parts) for image in candidates]
+        shared = [_shared(image, path) for image in candidates]
         nearest = [image for image, depth in zip(candidates, shared, strict=True) if depth == max(shared)]
         if len(nearest) > 1:
             faults.append(_doubled(nearest, "image", path))
@@ -151,6 +177,11 @@ def pair(
         if image not in found
     ]
     return Pairs([(image, found[image][0]) for image in images if len(found[image]) == 1], faults)
+
+
+def _shared(one: Path, other: Path) -> int:
+    """How many folders two files share."""
+    return len(Path(os.path.commonpath([composed(str(one)), composed(str(other))])).parts)
 
 
 def _doubled(paths: Sequence[Path], what: str, partner: Path) -> NucloraError:

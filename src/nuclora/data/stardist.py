@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
-from nuclora.data.pairs import group_of, pair, tile_name, walk
+from nuclora.data.pairs import composed, group_of, pair, tile_name, walk
 from nuclora.data.tiles import Listing, Tile, is_junk
 
 NAME = "stardist"
@@ -21,8 +21,8 @@ IMAGES, MASKS = "images", "masks"
 def looks_like(root: Path) -> bool:
     """Whether there is a folder with images and masks of the same stems."""
     return any(
-        {path.stem for path in walk(folder / IMAGES, IMAGE_SUFFIXES)}
-        & {path.stem for path in walk(folder / MASKS, LABEL_SUFFIXES)}
+        {composed(path.stem) for path in walk(folder / IMAGES, IMAGE_SUFFIXES)}
+        & {composed(path.stem) for path in walk(folder / MASKS, LABEL_SUFFIXES)}
         for folder in _folders(root)
     )
 
