@@ -127,6 +127,28 @@ def _locked(file: Path, held: Path, what: str, patience: float) -> Iterator[None
         lock.release()
 
 
+def place_of_new(folder: Path, mend: str = "name a new folder") -> Path:
+    """Where a folder is to be made, with links and dots resolved.
+
+    Args:
+        folder: The folder; it may exist if it is empty, or be a link to such a one.
+        mend: What the user can do about one that is not.
+
+    Raises:
+        NucloraError: It is not an empty folder, or the current one, or cannot be looked into.
+    """
+    with disk_errors(folder):
+        place = folder.resolve()
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise NucloraError("exists and is not an empty folder", path=folder, mend=mend)
+        if place.exists() and place.samefile(os.curdir):
+            # The shell would go on in a folder that is no more.
+            raise NucloraError(
+                "the current folder, whose place the new one would take", path=folder, mend="name a folder in it"
+            )
+        return place
+
+
 @contextlib.contextmanager
 def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     """Write a file bit by bit so that a reader, or a crash, sees the old content or the new and nothing between.

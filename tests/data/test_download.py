@@ -335,6 +335,27 @@ def test_nuinsseg_is_fetched_over_a_connection_that_breaks(zenodo: Server, nuins
         fetch_nuinsseg(dest, base_url=zenodo.url)
 
 
+def test_the_current_folder_is_refused_before_anything_is_fetched(
+    zenodo: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with pytest.raises(NucloraError, match=r"the current folder, whose place .*; name a folder in it"):
+        fetch_nuinsseg(Path(), base_url=zenodo.url)
+    assert zenodo.requests == []
+
+
+def test_a_link_to_an_empty_folder_is_filled(zenodo: Server, tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    try:
+        (tmp_path / "link").symlink_to(tmp_path / "disk", target_is_directory=True)
+    except OSError:
+        pytest.skip("no links here")
+    fetch_nuinsseg(tmp_path / "link", base_url=zenodo.url)
+    assert (tmp_path / "link").is_symlink()
+    assert len(open_tiles(tmp_path / "disk")) == 6
+
+
 def test_two_fetches_into_one_folder_take_turns(zenodo: Server, tmp_path: Path) -> None:
     begun = threading.Event()
 

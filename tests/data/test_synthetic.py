@@ -173,7 +173,7 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     used = tmp_path / "used"
     used.mkdir()
     (used / "keep.txt").write_text("mine")
-    with pytest.raises(NucloraError, match=r"used: not an empty folder"):
+    with pytest.raises(NucloraError, match=r"used: exists and is not an empty folder"):
         write_dataset(used, tiles=2, size=64, organs=1, seed=0)
     with pytest.raises(NucloraError, match="not an empty folder"):
         write_dataset(used / "keep.txt", tiles=2, size=64, organs=1, seed=0)
@@ -182,6 +182,25 @@ def test_a_folder_in_use_is_refused(tmp_path: Path) -> None:
     empty.mkdir()
     write_dataset(empty, tiles=1, size=64, organs=1, seed=0)
     assert len(open_tiles(empty)) == 1
+
+
+def test_the_current_folder_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for given in (Path(), tmp_path):
+        with pytest.raises(NucloraError, match=r"the current folder, whose place .*; name a folder in it"):
+            write_dataset(given, tiles=1, size=64, organs=1, seed=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_link_to_an_empty_folder_is_filled(tmp_path: Path) -> None:
+    (tmp_path / "disk").mkdir()
+    try:
+        (tmp_path / "link").symlink_to(tmp_path / "disk", target_is_directory=True)
+    except OSError:
+        pytest.skip("no links here")
+    write_dataset(tmp_path / "link", tiles=1, size=64, organs=1, seed=0)
+    assert (tmp_path / "link").is_symlink()
+    assert len(open_tiles(tmp_path / "disk")) == 1
 
 
 @pytest.mark.parametrize(("tiles_wanted", "organs"), [(4, 0), (40, 40), (2, 3)])

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from nuclora.data import nuinsseg
 from nuclora.data.download import PATIENCE, Progress, download, require_space
 from nuclora.errors import NucloraError
-from nuclora.files import disk_errors, hold_file
+from nuclora.files import disk_errors, hold_file, place_of_new
 
 ZENODO = "https://zenodo.org"
 RECORD = 10518968
@@ -33,20 +33,19 @@ def unpack_zip(archive: Path, dest: Path, *, max_bytes: int, max_files: int, pro
 
     Args:
         archive: The archive.
-        dest: Folder that must not exist, or be empty.
+        dest: Folder that must not exist, or be empty; not the current one.
         max_bytes: Largest sum of the unpacked sizes.
         max_files: Largest number of entries.
         progress: Told the bytes done and the bytes of all.
 
     Returns:
-        `dest`.
+        `dest`, with links resolved.
 
     Raises:
         NucloraError: Damaged or encrypted, over a limit, an entry that would leave `dest`, a link, a folder
             with something in it, or a full disk.
     """
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise NucloraError("exists and is not an empty folder", path=dest, mend="name a new folder")
+    dest = place_of_new(dest)
     damaged = "delete it and download it again"
     try:
         with zipfile.ZipFile(archive) as source:
@@ -88,18 +87,19 @@ def fetch_nuinsseg(
     Size and checksum come from the record itself, so that they hold whatever its version.
 
     Args:
-        dest: New folder for the tree.
+        dest: New folder for the tree; it may exist if it is empty and not the current one.
         progress: Told what is going on ("download" or "unpack"), the bytes done and the bytes of all.
         base_url: Address of the server; Zenodo's by default.
 
     Returns:
-        `dest`.
+        `dest`, with links resolved.
 
     Raises:
         NucloraError: See `download` and `unpack_zip`; another process that takes too long; or the archive holds no
             NuInsSeg tree.
     """
-    _require_new(dest)
+    other = "name a new folder, or look at this one with `nuclora data check`"
+    dest = place_of_new(dest, other)
     base_url = base_url or ZENODO
     size, md5 = _zenodo_entry(base_url)
     archive = dest.with_name(f"{dest.name}.zip")
@@ -108,22 +108,13 @@ def fetch_nuinsseg(
         dest.parent.mkdir(parents=True, exist_ok=True)
     # Of two at once the second would remove what the first unpacks.
     with hold_file(archive, "data set", PATIENCE):
-        _require_new(dest)
+        place_of_new(dest, other)
         download(url, archive, md5=md5, size=size, progress=_phase(progress, "download"))
         unpack_zip(archive, dest, max_bytes=MAX_BYTES, max_files=MAX_FILES, progress=_phase(progress, "unpack"))
         if not nuinsseg.looks_like(dest):
             raise NucloraError(f"the archive holds no NuInsSeg tree: {nuinsseg.LAYOUT}", path=dest)
         archive.unlink()
     return dest
-
-
-def _require_new(dest: Path) -> None:
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise NucloraError(
-            "exists and is not an empty folder",
-            path=dest,
-            mend="name a new folder, or look at this one with `nuclora data check`",
-        )
 
 
 def _phase(progress: Callable[[str, int, int | None], None] | None, name: str) -> Progress | None:

@@ -20,7 +20,7 @@ from scipy import ndimage
 from nuclora.data.tiles import Sample
 from nuclora.data.tissue import LOOKS, Field, Look, Nuclei, Pose, Scene, blob, lay_out, noise, step
 from nuclora.errors import NucloraError
-from nuclora.files import disk_errors
+from nuclora.files import disk_errors, place_of_new
 
 # Optical densities (red, green, blue) of one unit, read off real tiles after taking out the lamp.
 _HAEMATOXYLIN = np.array((0.70, 0.74, 0.36))
@@ -245,17 +245,17 @@ def write_dataset(dest: Path, *, tiles: int, size: int, organs: int, seed: int) 
     """Write synthetic tiles in NuInsSeg's layout; the folder appears when it is whole.
 
     Args:
-        dest: Folder to make; it may exist if it is empty.
+        dest: Folder to make; it may exist if it is empty and not the current one.
         tiles: Number of tiles in all, spread evenly over the organs.
         size: Side of a tile in pixels.
         organs: How many of :data:`ORGANS`.
         seed: Equal seeds make equal files.
 
     Raises:
-        NucloraError: `dest` is not empty or no folder, the numbers make no data set, or the disk is full.
+        NucloraError: `dest` is not empty, no folder or the current one, the numbers make no data set, or the disk is
+            full.
     """
-    if dest.exists() and (not dest.is_dir() or any(dest.iterdir())):
-        raise NucloraError("not an empty folder", path=dest, mend="name a new one")
+    dest = place_of_new(dest)
     if not 1 <= organs <= len(ORGANS):
         raise NucloraError(f"{organs} synthetic organs cannot be made", mend=f"ask for 1 to {len(ORGANS)}")
     if tiles < organs:
