@@ -274,9 +274,12 @@ def test_a_tile_that_goes_bad_costs_nothing_that_is_done(tiles, trained, setting
     image = sorted(data.rglob("tissue images/*.png"))[0]
     whole = image.read_bytes()
     image.write_bytes(whole[:400])
-    code, _, err = cli("cv", data, "-o", out, *settings, "-k", 2)
-    assert code == 2
-    assert str(image) in err.splitlines()[-1]
+    assert_one_line(
+        cli("cv", data, "-o", out, *settings, "-k", 2),
+        f"made from other tiles than those in {data}",
+        "put the old ones",
+    )
+    assert str(image) in cli("data", "check", data)[1]
     image.write_bytes(whole)
     assert cli("cv", data, "-o", out, *settings, "-k", 2)[0] == 0
     for part in ("zero-shot", "fold-1", "fold-2"):
@@ -425,6 +428,12 @@ def test_recipes_hold_finite_numbers_only():
         ("raise OSError(5, 'Input/output error', 'x.csv')", 2, "nuclora: x.csv: Input/output error; check the disk"),
         ("raise MemoryError", 2, "nuclora: out of memory; lower input.size"),
         ("raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA')", 2, "nuclora: out of memory; lower input.size"),
+        (
+            "raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')",
+            2,
+            "nuclora: a process that reads tiles was killed; set train.workers=0",
+        ),
+        ("raise RuntimeError('something else')", 1, "our fault"),
         ("sys.exit(1)", 141, ""),
         ("sys.exit(0)", 0, ""),
         ("print('µm²')", 0, ""),

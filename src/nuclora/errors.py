@@ -42,10 +42,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextlib.contextmanager
 def memory_told() -> Iterator[None]:
-    """Turn the many errors of too little memory into the one that users see."""
+    """Turn the many errors of too little memory into the ones that users see."""
     try:
         yield
     except Exception as error:
+        if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
+            # Torch raises it wherever the main process is. Where memory is short the system kills readers; and a
+            # container's 64 MB of shared memory hold one batch.
+            mend = "set train.workers=0, or give more memory (to a container --shm-size=2g)"
+            raise NucloraError("a process that reads tiles was killed", mend=mend) from error
         if not is_out_of_memory(error):
             raise
         mend = "lower input.size or prompts.chunk, or set train.batch_size=auto or train.checkpointing=true"

@@ -164,7 +164,7 @@ class Run:
                 path=folder,
                 mend="use another -o, or the same settings to go on",
             )
-        run._refuse_others(data.get("sha256"), data["root"], "use another -o")
+        run._refuse_others(data.get("sha256"), data["root"], "use another -o, or put the old ones back")
         # Where things lie may have changed since; what they are has not.
         run.info["data"] = dict(data)
         run.info["base_path"] = base["path"]
@@ -177,13 +177,13 @@ class Run:
             NucloraError: They have other names, images or labels.
         """
         self.folds.check_against(tiles)
-        self._refuse_others(tiles.digest(), str(tiles.root), "put back those that it was made from")
+        self._refuse_others(tiles.digest(), str(tiles.root), "put the old ones back")
 
     def _refuse_others(self, sha256: str | None, root: str, mend: str) -> None:
         # Runs of before tiles were noted lack it.
         if (known := self.info["data"].get("sha256")) and known != sha256:
             reason = f"made from other tiles than those in {root} are now: images or labels differ"
-            raise NucloraError(reason, path=self.folder, mend=mend)
+            raise NucloraError(reason, path=self.folder, mend=f"{mend} (`nuclora data check` finds damaged files)")
 
     def begin_session(self, precision: str) -> None:
         """Note this process among the sessions.

@@ -294,7 +294,7 @@ def test_an_evaluation_of_one_tile_has_a_dash_for_an_interval():
     from nuclora.cli.evaluate import _SHOWN, _print_table
 
     interval = dict.fromkeys(_SHOWN) | {_SHOWN[0]: [0.25, 0.75]}
-    summary = {"tiles": 1, "mean": dict.fromkeys(_SHOWN, 0.5), "interval": interval, "description": "d"}
+    summary = {"tiles": 1, "of_tiles": 2, "mean": dict.fromkeys(_SHOWN, 0.5), "interval": interval, "description": "d"}
     text = io.StringIO()
     _print_table(Console(file=text, width=80), "model", {"automatic": summary})
     assert "0.500 [0.250, 0.750]" in text.getvalue()

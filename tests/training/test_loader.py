@@ -43,18 +43,6 @@ def test_a_tile_that_another_process_cannot_read_is_named(samples, monkeypatch):
         _load(samples, 1)
 
 
-def test_a_reader_that_is_killed_is_told(samples, monkeypatch):
-    monkeypatch.setattr(loader, "usable_cores", lambda: 3)
-    before = psutil.Process().children()
-    batches = loader.load_batches(samples, [[0, 1]] * 40, torch.device("cpu"), 1)
-    next(batches)
-    for reader in psutil.Process().children():
-        if reader not in before:
-            reader.kill()
-    with pytest.raises(NucloraError, match=r"a process that reads tiles was killed; set train\.workers=0"):
-        list(batches)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_to_all_of_a_group_leaves_the_readers_alive(samples, monkeypatch, number):
     monkeypatch.setattr(loader, "usable_cores", lambda: 3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Sequence
-from typing import TypeVar
 
 import torch
 from torch.utils.data import DataLoader, Dataset
@@ -13,8 +12,6 @@ from nuclora.errors import NucloraError
 from nuclora.machine import usable_cores
 from nuclora.signals import start_loading
 from nuclora.training.samples import TrainingSample, TrainingSamples
-
-T = TypeVar("T")
 
 
 def load_batches(
@@ -29,7 +26,7 @@ def load_batches(
         workers: As in :func:`loader_processes`.
 
     Raises:
-        NucloraError: A tile that cannot be read, or a process that reads them was killed.
+        NucloraError: A tile that cannot be read.
     """
     loader: DataLoader[TrainingSample | NucloraError] = DataLoader(
         ErrorsAsItems(samples),
@@ -38,26 +35,11 @@ def load_batches(
         num_workers=loader_processes(device, workers),
         pin_memory=device.type == "cuda",
     )
-    for batch in _told_of_deaths(start_loading(loader)):
+    for batch in start_loading(loader):
         for item in batch:
             if isinstance(item, NucloraError):
                 raise item
         yield [sample.to(device) for sample in batch]
-
-
-def _told_of_deaths(batches: Iterator[T]) -> Iterator[T]:
-    while True:
-        try:
-            batch = next(batches)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
-                raise
-            # By the system where memory is short; and a container's 64 MB of shared memory hold one batch.
-            mend = "set train.workers=0, or give more memory (to a container --shm-size=2g)"
-            raise NucloraError("a process that reads tiles was killed", mend=mend) from error
-        yield batch
 
 
 def loader_processes(device: torch.device, workers: int) -> int:
