@@ -3,7 +3,8 @@
 python docs/results/enlargement.py RUN FOLD DATA [--weights FILE] > docs/results/enlargement.json
 
 Pieces are the upper left quarters of 24 tiles, mosaics four tiles each, two by two. Until commit 10ff3b6 every image
-was stretched to the network's input to be prompted, whatever its size.
+was stretched to the network's input to be prompted, whatever its size; from then to 5ebf13b every one was enlarged as
+in training, which is what this script compares. Since then only smaller ones are.
 """
 
 from __future__ import annotations

@@ -45,9 +45,9 @@ def test_prompts_of_a_wide_image_reach_the_model_in_its_frame(tiny_sam_folder: P
 
 
 @pytest.mark.parametrize(
-    ("height", "width", "side"), [(64, 64, 96), (32, 32, 48), (64, 256, 192), (8, 8, 16), (2000, 2000, 2048)]
+    ("height", "width", "side"), [(64, 64, 96), (32, 32, 48), (16, 64, 48), (8, 8, 16), (64, 256, 96)]
 )
-def test_with_a_dense_decoder_prompts_see_the_enlargement_of_training(
+def test_with_a_dense_decoder_prompts_see_small_images_enlarged_as_in_training(
     tiny_sam_folder: Path, monkeypatch: pytest.MonkeyPatch, height: int, width: int, side: int
 ) -> None:
     model = load_base("custom", tiny_sam_folder).model

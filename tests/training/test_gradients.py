@@ -39,7 +39,7 @@ def _changed(recipe: Recipe, changes: dict) -> Recipe:
 
 @pytest.fixture(scope="module")
 def prompted(tiny_recipe: Recipe) -> Recipe:
-    """Four tiles a step, with dropout; nothing is evaluated."""
+    """Four tiles a step, with dropout; little is evaluated."""
     train = {"batch_size": 4, "epochs": 4, "validations_per_epoch": 0, "checkpoint_steps": 50}
     return _changed(
         tiny_recipe, {"train": train, "evaluate": {"protocols": ("oracle-box",)}, "loss": {"dice": 1.0, "iou": 1.0}}

@@ -35,7 +35,6 @@ if TYPE_CHECKING:
 DenseNetwork = Callable[[Tensor, Tensor], Tensor]
 """As :meth:`nuclora.models.dense_sam.DenseSam.forward`."""
 PROMPTS_AT_ONCE = 64
-_LARGEST_PROMPTED = 2048
 # Neighbouring windows share a quarter of their side.
 _MARGINS = 4
 
@@ -89,8 +88,8 @@ class Predictor:
 
     Prompts are in pixels of the image, which may have any shape: it is stretched to a square, and prompts are mapped
     with it (see :func:`nuclora.data.prompts.to_input_frame`). The square is the input as in training, where whole tiles
-    were shown; a model with a dense decoder, which trained on crops, sees an image of any size enlarged as much as
-    those were.
+    were shown; a model with a dense decoder, which trained on crops, sees images that are smaller than its window
+    enlarged as much as those were.
 
     Args:
         model: The network, or the PEFT model around it; a network without what prompts need only finds nuclei by its
@@ -158,8 +157,8 @@ class Predictor:
         if self.dense is None:
             return self.input_size
         side = round(math.sqrt(area) * self.input_size / self.dense.window / self.model.stride) * self.model.stride
-        # Memory grows with it; what is larger is shown smaller.
-        return min(max(side, self.model.stride), max(self.input_size, _LARGEST_PROMPTED))
+        # Larger inputs than in training are decoded worse than smaller nuclei, see docs/results/nuinsseg.md.
+        return min(max(side, self.model.stride), self.input_size)
 
     def decode(
         self,
