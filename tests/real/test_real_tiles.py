@@ -93,7 +93,7 @@ def _three_steps() -> Recipe:
     overrides = (
         "base=mobile_sam input.size=256 input.normalise=base adapter.dropout=0 prompts.per_tile=4 "
         "augment.rotation=0 augment.flip=0 augment.noise=0 loss.stride=2 "
-        "train.epochs=3 train.batch_size=4 train.learning_rate=2e-4 train.workers=0 evaluate.protocols=[]"
+        "train.epochs=3 train.batch_size=4 train.learning_rate=2e-4 train.workers=0"
     )
     return load_recipe("paper", overrides.split())
 
