@@ -30,7 +30,7 @@ from nuclora.recipe import Recipe
 from nuclora.run import Run
 from nuclora.scale import cluster as of_cluster
 from nuclora.scale import pool, training
-from nuclora.scale.cluster import Cluster, Place, connect, count_workers, needs_of
+from nuclora.scale.cluster import Cluster, Place, WorkerSize, connect, count_workers, needs_of
 from nuclora.scale.prediction import RayEngine
 from nuclora.training.interrupt import Stopped
 from one_line import assert_one_line
@@ -322,28 +322,46 @@ def test_without_ray_one_line_says_how_to_get_it(
     assert not (tmp_path / "out").exists()
 
 
-def test_worker_cpus_without_ray_are_refused(cli: Cli, inputs: Path, tmp_path: Path) -> None:
-    told = cli("predict", inputs, "-o", tmp_path / "out", "--worker-cpus", 2)
-    assert_one_line(told, "--worker-cpus is for --engine ray")
+@pytest.mark.parametrize("option", ["--worker-cpus", "--workers-per-gpu"])
+def test_what_is_for_ray_workers_is_refused_without_ray(cli: Cli, inputs: Path, tmp_path: Path, option: str) -> None:
+    assert_one_line(cli("predict", inputs, "-o", tmp_path / "out", option, 2), f"{option} is for --engine ray")
 
 
 @pytest.mark.parametrize(
-    ("machines", "cpus", "workers", "needs"),
+    ("machines", "size", "workers", "needs"),
     [
-        ([{"CPU": 3}, {"CPU": 3}], 2, 2, {"num_cpus": 2}),
-        ([{"CPU": 64}, {"CPU": 16, "GPU": 4}, {"CPU": 2, "GPU": 8}], 1, 6, {"num_cpus": 1, "num_gpus": 1}),
+        ([{"CPU": 3}, {"CPU": 3}], WorkerSize(2), 2, {"num_cpus": 2}),
+        ([{"CPU": 64}, {"CPU": 16, "GPU": 4}, {"CPU": 2, "GPU": 8}], WorkerSize(), 6, {"num_cpus": 1, "num_gpus": 1}),
+        ([{"CPU": 64}, {"CPU": 16, "GPU": 1}], WorkerSize(1, 14), 14, {"num_cpus": 1, "num_gpus": 0.0714}),
+        ([{"CPU": 16, "GPU": 2}, {"CPU": 3, "GPU": 1}], WorkerSize(2, 4), 9, {"num_cpus": 2, "num_gpus": 0.25}),
     ],
 )
 def test_workers_are_counted_machine_by_machine(
-    machines: list[dict[str, float]], cpus: int, workers: int, needs: dict[str, int]
+    machines: list[dict[str, float]], size: WorkerSize, workers: int, needs: dict[str, float]
 ) -> None:
-    assert needs_of(machines, cpus) == needs
-    assert count_workers(machines, needs) == workers
+    assert needs_of(machines, size) == needs
+    assert count_workers(machines, size) == workers
+
+
+@pytest.mark.parametrize("per_gpu", range(1, 65))
+def test_as_many_shares_fit_a_gpu_as_workers_are_to_share_it(per_gpu: int) -> None:
+    share = needs_of([{"CPU": 1, "GPU": 1}], WorkerSize(1, per_gpu))["num_gpus"]
+    # As Ray counts: in whole ten-thousandths.
+    assert 10_000 // round(share * 10_000) == per_gpu
 
 
 def test_a_cluster_without_room_for_a_worker_is_refused(cluster: Cluster) -> None:
     assert cluster.workers == 2
-    with pytest.raises(NucloraError, match="no machine of the Ray cluster has 4 cores for a worker; lower"), connect(4):
+    with (
+        pytest.raises(NucloraError, match="no machine of the Ray cluster has 4 cores for a worker; lower"),
+        connect(WorkerSize(4)),
+    ):
+        pass
+
+
+def test_a_cluster_without_a_gpu_to_share_is_refused(cluster: Cluster) -> None:
+    assert cluster.workers == 2
+    with pytest.raises(NucloraError, match="has a GPU; leave out --workers-per-gpu"), connect(WorkerSize(1, 2)):
         pass
 
 

@@ -16,8 +16,9 @@ from nuclora.cli.options import (
     SetFields,
     Weights,
     WorkerCpus,
+    WorkersPerGpu,
     overrides,
-    ray_cpus,
+    ray_workers,
 )
 
 if TYPE_CHECKING:
@@ -55,6 +56,7 @@ def ablate(
     data_format: DataFormat = None,
     engine: EngineName = "local",
     worker_cpus: WorkerCpus = None,
+    workers_per_gpu: WorkersPerGpu = None,
     json_: AsJson = False,
 ) -> None:
     """Train and test a recipe and each of a list of changes, and compare them tile by tile.
@@ -75,7 +77,7 @@ def ablate(
     from nuclora.training.ablation import plan_ablation, run_ablation
     from nuclora.training.changes import list_of, load_list
 
-    cpus = ray_cpus(engine, worker_cpus)
+    workers = ray_workers(engine, worker_cpus, workers_per_gpu)
     ablation = plan_ablation(
         open_tiles(data, data_format),
         load_list(changes or list_of(recipe)),
@@ -91,14 +93,14 @@ def ablate(
         run_ablation(ablation)
         return
     write_ablation(ablation)
-    if cpus is None or not ablation.pending:
+    if workers is None or not ablation.pending:
         failed = run_ablation(ablation, before=_announce, after=lambda row: write_ablation(ablation))
     else:
         from nuclora.cli.progress import LineMonitor, say
         from nuclora.scale.cluster import connect
         from nuclora.scale.training import run_ablation_on
 
-        with connect(cpus) as cluster:
+        with connect(workers) as cluster:
             failed = run_ablation_on(
                 cluster,
                 ablation,

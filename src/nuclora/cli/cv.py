@@ -17,8 +17,9 @@ from nuclora.cli.options import (
     SetFields,
     Weights,
     WorkerCpus,
+    WorkersPerGpu,
     overrides,
-    ray_cpus,
+    ray_workers,
 )
 
 
@@ -43,6 +44,7 @@ def cv(
     data_format: DataFormat = None,
     engine: EngineName = "local",
     worker_cpus: WorkerCpus = None,
+    workers_per_gpu: WorkersPerGpu = None,
     json_: AsJson = False,
 ) -> None:
     """Cross-validate: train and evaluate every fold; goes on from what the run holds."""
@@ -51,7 +53,7 @@ def cv(
     from nuclora.errors import NucloraError
     from nuclora.recipe import load_recipe
 
-    cpus = ray_cpus(engine, worker_cpus)
+    workers = ray_workers(engine, worker_cpus, workers_per_gpu)
     loaded = load_recipe(recipe, overrides(base, set_fields))
     tiles = open_tiles(data, data_format)
     table = FoldTable.read(fold_table) if fold_table else make_folds(tiles, k, loaded.seed, by)
@@ -67,5 +69,5 @@ def cv(
         CrossValidation(tiles, loaded, out, table, chosen, weights, zero_shot),
         tensorboard=tensorboard,
         as_json=json_,
-        ray_worker_cpus=cpus,
+        workers=workers,
     )

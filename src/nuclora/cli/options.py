@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
+
+if TYPE_CHECKING:
+    from nuclora.scale.cluster import WorkerSize
 
 
 def named(given: str) -> Path:
@@ -47,6 +50,10 @@ EngineName = Annotated[
 WorkerCpus = Annotated[
     int | None, typer.Option("--worker-cpus", min=1, help="Cores of each Ray worker.", show_default="1")
 ]
+WorkersPerGpu = Annotated[
+    int | None,
+    typer.Option("--workers-per-gpu", min=1, max=64, help="Ray workers that share a GPU.", show_default="1"),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print results as JSON.")]
 
 
@@ -55,16 +62,28 @@ def overrides(base: str | None, fields: list[str] | None) -> list[str]:
     return [*([f"base={base}"] if base else []), *(fields or [])]
 
 
-def ray_cpus(engine: str, worker_cpus: int | None) -> int | None:
-    """Cores of each Ray worker; none where there are to be no Ray workers.
+def ray_workers(engine: str, cpus: int | None, per_gpu: int | None) -> WorkerSize | None:
+    """What each Ray worker is given; none where there are to be no Ray workers.
+
+    Args:
+        engine: `--engine`.
+        cpus: `--worker-cpus`.
+        per_gpu: `--workers-per-gpu`.
 
     Raises:
-        NucloraError: They were given nevertheless.
+        NucloraError: Something is given to them nevertheless.
     """
     if engine == "ray":
-        return worker_cpus or 1
-    if worker_cpus is not None:
-        from nuclora.errors import NucloraError
+        from nuclora.scale.cluster import WorkerSize
 
-        raise NucloraError("--worker-cpus is for --engine ray", mend="leave it out, or set OMP_NUM_THREADS")
+        return WorkerSize(cpus or 1, per_gpu or 1)
+    mends = {
+        "--worker-cpus": (cpus, "leave it out, or set OMP_NUM_THREADS"),
+        "--workers-per-gpu": (per_gpu, "leave it out"),
+    }
+    for option, (given, mend) in mends.items():
+        if given is not None:
+            from nuclora.errors import NucloraError
+
+            raise NucloraError(f"{option} is for --engine ray", mend=mend)
     return None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from nuclora.cli.options import AsJson, EngineName, Weights, WorkerCpus, ray_cpus
+from nuclora.cli.options import AsJson, EngineName, Weights, WorkerCpus, WorkersPerGpu, ray_workers
 
 if TYPE_CHECKING:
     from nuclora.inference.loading import Backend
@@ -68,6 +68,7 @@ def predict(
     backend: Annotated[str, typer.Option(help="Run the network by this: torch or, on a CPU, openvino.")] = "torch",
     engine: EngineName = "local",
     worker_cpus: WorkerCpus = None,
+    workers_per_gpu: WorkersPerGpu = None,
     json_: AsJson = False,
 ) -> None:
     """Find the nuclei of images and slides: label maps, overlays, GeoJSON for QuPath, and tables."""
@@ -96,5 +97,5 @@ def predict(
             overwrite=overwrite,
         ),
         as_json=json_,
-        ray_worker_cpus=ray_cpus(engine, worker_cpus),
+        workers=ray_workers(engine, worker_cpus, workers_per_gpu),
     )

@@ -20,27 +20,27 @@ from nuclora.cli.progress import LineMonitor, ProgressMonitor
 from nuclora.inference.engine import Engine, LocalEngine
 from nuclora.inference.images import Outcome
 from nuclora.inference.outputs import Row
-from nuclora.scale.cluster import connect
+from nuclora.scale.cluster import WorkerSize, connect
 from nuclora.scale.prediction import RayEngine
 from nuclora.training.interrupt import Interrupt
 
 _ROWS_SHOWN = 20
 
 
-def predict_and_print(work: Callable[..., Outcome], *, as_json: bool, ray_worker_cpus: int | None) -> None:
+def predict_and_print(work: Callable[..., Outcome], *, as_json: bool, workers: WorkerSize | None) -> None:
     """Predict with the progress shown, then print what came of it.
 
     Args:
         work: :func:`nuclora.inference.images.predict_files`, which lacks only progress and engine.
         as_json: Print JSON in place of a table.
-        ray_worker_cpus: Work on a Ray cluster, each worker with so many cores; by default in this process.
+        workers: What each worker of a Ray cluster is given; none works in this process.
 
     Raises:
         NucloraError: As there.
         Stopped: A stop was asked for; what is done is saved.
         Exit: Some images could not be read.
     """
-    outcome = _predict(work, ray_worker_cpus)
+    outcome = _predict(work, workers)
     console = Console()
     if as_json:
         failures = [{"image": str(error.path), "reason": error.reason} for error in outcome.failures]
@@ -55,8 +55,8 @@ def predict_and_print(work: Callable[..., Outcome], *, as_json: bool, ray_worker
         raise typer.Exit(2)
 
 
-def _predict(work: Callable[..., Outcome], ray_worker_cpus: int | None) -> Outcome:
-    monitor = ProgressMonitor() if ray_worker_cpus is None else LineMonitor()
+def _predict(work: Callable[..., Outcome], workers: WorkerSize | None) -> Outcome:
+    monitor = ProgressMonitor() if workers is None else LineMonitor()
     keep_freed_memory()
 
     def progress(done: int, total: int) -> None:
@@ -69,7 +69,7 @@ def _predict(work: Callable[..., Outcome], ray_worker_cpus: int | None) -> Outco
 
     with contextlib.ExitStack() as stack:
         stack.callback(monitor.close)
-        cluster = stack.enter_context(connect(ray_worker_cpus)) if ray_worker_cpus is not None else None
+        cluster = stack.enter_context(connect(workers)) if workers is not None else None
         # After Ray, which has a handler of its own.
         interrupt = stack.enter_context(Interrupt())
         engine: Engine = LocalEngine(interrupt.check)

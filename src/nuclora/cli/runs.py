@@ -14,6 +14,7 @@ from nuclora.errors import NucloraError
 from nuclora.extras import require
 from nuclora.report.summary import print_table, write_summary
 from nuclora.run import Run
+from nuclora.scale.cluster import WorkerSize
 from nuclora.training.crossval import CrossValidation
 from nuclora.training.monitor import Monitor, Monitors, TensorBoardMonitor
 
@@ -29,7 +30,7 @@ def parse_folds(text: str | None) -> list[int] | None:
 
 
 def cross_validate_and_print(
-    work: CrossValidation, *, tensorboard: bool = False, as_json: bool = False, ray_worker_cpus: int | None = None
+    work: CrossValidation, *, tensorboard: bool = False, as_json: bool = False, workers: WorkerSize | None = None
 ) -> Run | None:
     """Run folds, then write and print the summary.
 
@@ -37,7 +38,7 @@ def cross_validate_and_print(
         work: What is to be done.
         tensorboard: Write scalars for TensorBoard too.
         as_json: Print JSON.
-        ray_worker_cpus: Work on a Ray cluster, each worker with so many cores; by default in this process.
+        workers: What each worker of a Ray cluster is given; none works in this process.
 
     Returns:
         The run; none in the helper processes of a distributed run, which print nothing.
@@ -47,16 +48,16 @@ def cross_validate_and_print(
     monitors: list[Monitor] = [_tensorboard(work.out)] if tensorboard and main else []
     if main:
         # Last: from here on the bar is on the terminal, and only what is tried below takes it off again.
-        monitors.append(ProgressMonitor() if ray_worker_cpus is None else LineMonitor())
+        monitors.append(ProgressMonitor() if workers is None else LineMonitor())
     monitor = Monitors(monitors)
     try:
-        if ray_worker_cpus is None:
+        if workers is None:
             run = work.run(monitor)
         else:
             from nuclora.scale.cluster import connect
             from nuclora.scale.training import cross_validate_on
 
-            with connect(ray_worker_cpus) as cluster:
+            with connect(workers) as cluster:
                 run = cross_validate_on(cluster, work, monitor, say)
     finally:
         monitor.close()

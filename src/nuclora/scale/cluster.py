@@ -40,6 +40,19 @@ SETTINGS: Final = {
 """Environment of a cluster that is started here, unless it has them already."""
 
 
+@dataclass(frozen=True)
+class WorkerSize:
+    """What a worker is given.
+
+    Attributes:
+        cpus: Cores; it computes with as many threads, unless OMP_NUM_THREADS says otherwise.
+        per_gpu: How many workers share a GPU, where there is any.
+    """
+
+    cpus: int = 1
+    per_gpu: int = 1
+
+
 class WorkerLost(Exception):
     """A worker, or its machine, died before it gave a result."""
 
@@ -49,17 +62,19 @@ class Cluster:
     """A cluster that this process is connected to.
 
     Attributes:
-        needs: What a worker needs, in Ray's words.
+        size: What a worker is given.
+        needs: The same in Ray's words.
     """
 
-    needs: dict[str, int]
+    size: WorkerSize
+    needs: dict[str, float]
 
     @property
     def workers(self) -> int:
         """How many workers it has room for; machines may come and go."""
         import ray
 
-        return count_workers(_machines(ray), self.needs)
+        return count_workers(_machines(ray), self.size)
 
     def result(self, reference: Any) -> Any:
         """What a worker returned.
@@ -79,16 +94,17 @@ class Cluster:
 
 
 @contextlib.contextmanager
-def connect(worker_cpus: int = 1) -> Iterator[Cluster]:
+def connect(size: WorkerSize = WorkerSize()) -> Iterator[Cluster]:
     """Connect to the cluster that Ray finds (RAY_ADDRESS, or the one of this machine), else start one here.
 
-    Where a machine of the cluster has GPUs, every worker gets one; CPUs alone are not worked with then.
+    Where a machine of the cluster has GPUs, every worker gets one or its share of one; CPUs alone are not worked with
+    then.
 
     Args:
-        worker_cpus: Cores of a worker; it computes with as many threads, unless OMP_NUM_THREADS says otherwise.
+        size: What a worker is given.
 
     Raises:
-        NucloraError: Ray is not installed, no cluster answers, or it has no room for a single worker.
+        NucloraError: Ray is not installed, no cluster answers, it has no room for a single worker, or no GPU to share.
     """
     ray = require("ray", "--engine ray")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
@@ -111,17 +127,23 @@ def connect(worker_cpus: int = 1) -> Iterator[Cluster]:
         # Machines of a cluster that is just being started may join later than its head.
         deadline = time.monotonic() + (_JOINING if "RAY_ADDRESS" in os.environ else 0)
         while True:
-            needs = needs_of(_machines(ray), worker_cpus)
-            if count_workers(_machines(ray), needs):
+            machines = _machines(ray)
+            shares_nothing = size.per_gpu > 1 and not _with_gpus(machines)
+            if count_workers(machines, size) and not shares_nothing:
                 break
             if time.monotonic() > deadline:
-                gpu = " and a GPU" if "num_gpus" in needs else ""
+                if shares_nothing:
+                    raise NucloraError(
+                        "no machine of the Ray cluster has a GPU",
+                        mend="leave out --workers-per-gpu, or see `ray status`",
+                    )
+                gpu = " and a GPU" if _with_gpus(machines) else ""
                 raise NucloraError(
-                    f"no machine of the Ray cluster has {worker_cpus} cores{gpu} for a worker",
+                    f"no machine of the Ray cluster has {size.cpus} cores{gpu} for a worker",
                     mend="lower --worker-cpus, or see `ray status`",
                 )
             time.sleep(1)
-        yield Cluster(needs)
+        yield Cluster(size, needs_of(machines, size))
     finally:
         if ours:
             ray.shutdown()
@@ -134,25 +156,34 @@ def _reach(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=_JOINING).close()
 
 
-def needs_of(machines: list[Machine], cpus: int) -> dict[str, int]:
-    """What a worker needs: so many cores, and a GPU where there is any.
+def needs_of(machines: list[Machine], size: WorkerSize) -> dict[str, float]:
+    """What a worker needs, in Ray's words: so many cores, and its share of a GPU where there is any.
 
     Args:
         machines: What each machine of the cluster has.
-        cpus: Cores.
+        size: What a worker is given.
     """
-    return {"num_cpus": cpus} | ({"num_gpus": 1} if any(machine.get("GPU", 0) >= 1 for machine in machines) else {})
+    # Ray counts ten-thousandths: rounded up, the last of the workers that share a GPU would find no room.
+    share = 10_000 // size.per_gpu / 10_000
+    return {"num_cpus": size.cpus} | ({"num_gpus": share} if _with_gpus(machines) else {})
 
 
-def count_workers(machines: list[Machine], needs: dict[str, int]) -> int:
+def count_workers(machines: list[Machine], size: WorkerSize) -> int:
     """How many workers fit; counted machine by machine, because a worker lies on one.
 
     Args:
         machines: What each machine of the cluster has.
-        needs: What a worker needs.
+        size: What a worker is given.
     """
-    names = {"num_cpus": "CPU", "num_gpus": "GPU"}
-    return sum(min(int(machine.get(names[what], 0) // count) for what, count in needs.items()) for machine in machines)
+    by_cores = [int(machine.get("CPU", 0) // size.cpus) for machine in machines]
+    if not _with_gpus(machines):
+        return sum(by_cores)
+    by_gpus = [int(machine.get("GPU", 0)) * size.per_gpu for machine in machines]
+    return sum(map(min, by_cores, by_gpus))
+
+
+def _with_gpus(machines: list[Machine]) -> bool:
+    return any(machine.get("GPU", 0) >= 1 for machine in machines)
 
 
 def _machines(ray: Any) -> list[Machine]:
