@@ -41,8 +41,8 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def memory_told() -> Iterator[None]:
-    """Turn the many errors of too little memory into the ones that users see."""
+def shortage_told() -> Iterator[None]:
+    """Turn the many errors of too little memory, and those of killed readers, into the ones that users see."""
     try:
         yield
     except Exception as error:

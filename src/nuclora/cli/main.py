@@ -32,7 +32,7 @@ from nuclora.cli import (
     tune,
     weights,
 )
-from nuclora.errors import NucloraError, memory_told
+from nuclora.errors import NucloraError, shortage_told
 from nuclora.training.interrupt import Stopped
 
 STOPPED = 130
@@ -98,7 +98,7 @@ def run() -> None:
         # As a KeyboardInterrupt it would end in typer's "Aborted!" and exit code 1.
         signal.signal(signal.SIGINT, _stop)
     try:
-        with memory_told():
+        with shortage_told():
             app()
     except NucloraError as error:
         typer.secho(f"nuclora: {' '.join(str(error).splitlines())}", fg="red", err=True)

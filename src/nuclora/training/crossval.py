@@ -17,7 +17,7 @@ from accelerate.state import AcceleratorState
 from nuclora.data import open_tiles
 from nuclora.data.folds import ALL_TILES, FoldTable, make_folds, scored_tiles
 from nuclora.data.tiles import TileSet
-from nuclora.errors import NucloraError, memory_told
+from nuclora.errors import NucloraError, shortage_told
 from nuclora.evaluation import Evaluation
 from nuclora.inference.evaluate import evaluate_tiles
 from nuclora.inference.loading import load_model
@@ -157,7 +157,7 @@ class CrossValidation:
             NucloraError: As there.
             Stopped: A stop was asked for; everything is saved.
         """
-        with memory_told():
+        with shortage_told():
             return self._run(monitor, patience)
 
     def _run(self, monitor: Monitor | None, patience: float) -> Run:
