@@ -170,14 +170,18 @@ class Run:
         run.info["base_path"] = base["path"]
         return run
 
-    def check_tiles(self, tiles: TileSet) -> None:
+    def check_tiles(self, tiles: TileSet, mend: str = "put the old ones back") -> None:
         """Require that tiles are those that the run was made from.
+
+        Args:
+            tiles: The tiles.
+            mend: What to do where they are others of the same names.
 
         Raises:
             NucloraError: They have other names, images or labels.
         """
         self.folds.check_against(tiles)
-        self._refuse_others(tiles.digest(), str(tiles.root), "put the old ones back")
+        self._refuse_others(tiles.digest(), str(tiles.root), mend)
 
     def _refuse_others(self, sha256: str | None, root: str, mend: str) -> None:
         # Runs of before tiles were noted lack it.

@@ -61,6 +61,26 @@ def test_no_nuclei_no_scores():
     assert calibrate(np.zeros(0), np.zeros(0)) == []
 
 
+def test_what_is_left_out_of_another_nucleus_leaves_no_hole():
+    y, x = np.mgrid[:96, :96]
+    truth = (np.hypot(y - 47.5, x - 47.5) <= 38).astype(np.int32)
+    truth[np.hypot(y - 47.5, x - 68.5) <= 8] = 2
+    maps = dense_targets(truth)
+    doubt = 8 * (np.hypot(y - 47.5, x - 68.5) <= 9)[::2, ::2].astype(np.float32)
+    both, _ = find_nuclei(maps, doubt, truth.shape, DecodeSettings(agreement=0), 10)
+    assert both.max() == 2
+    one, scores = find_nuclei(maps, doubt, truth.shape, DecodeSettings(agreement=0.55), 10)
+    assert len(scores) == one.max() == 1
+    assert one[truth > 0].mean() > 0.95
+    assert (one[40:56, 61:77] == 1).all()
+
+
+def test_equal_scores_are_promised_their_mean():
+    # The order of the tiles must not deal good and bad ones of one score into different bins.
+    ious = np.repeat([0.0, 1.0], 20)
+    assert calibrate(np.full(40, 0.8), ious) == calibrate(np.full(40, 0.8), ious[::-1]) == [(0.8, 0.5)]
+
+
 def test_true_ious_are_those_of_the_best_partner():
     truth = np.array([[1, 1, 1, 2, 2, 0, 0]])
     prediction = np.array([[3, 3, 3, 3, 0, 0, 5]])

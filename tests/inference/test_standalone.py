@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from adapters import write_adapter
 from nuclora.cli.main import app
+from nuclora.data import open_tiles
 from nuclora.data.folds import make_folds
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
@@ -132,6 +136,19 @@ def test_a_run_is_no_model_for_other_tiles(run: Run, labelled_tiles: TileSet) ->
     other = labelled_tiles.subset(labelled_tiles.names[:3])
     with pytest.raises(NucloraError, match=r"not the tiles that the run was trained on.*fold-1"):
         find_source(str(run.folder), other)
+
+
+def test_a_run_is_no_model_for_other_tiles_of_the_same_names(tmp_path: Path, run: Run, labelled_tiles: TileSet) -> None:
+    known = json.loads((run.folder / "run.json").read_text())
+    known["data"]["sha256"] = labelled_tiles.digest()
+    (run.folder / "run.json").write_text(json.dumps(known))
+    copy = tmp_path / "copy"
+    shutil.copytree(labelled_tiles.root, copy)
+    assert len(find_source(str(run.folder), open_tiles(copy)).models) == 2
+    first = open_tiles(copy).tiles[0].image
+    Image.fromarray(255 - np.asarray(Image.open(first))).save(first)
+    with pytest.raises(NucloraError, match=r"labels differ; put the old ones back, or name one adapter, e\.g\."):
+        find_source(str(run.folder), open_tiles(copy))
 
 
 def test_a_run_that_is_not_finished(run: Run, labelled_tiles: TileSet) -> None:

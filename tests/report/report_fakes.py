@@ -105,7 +105,7 @@ def fake_run(
         run.begin_session("no")
     amounts = {"oracle-box": 0.12, "oracle-point": 0.2, "automatic": 0.3}
     for fold in table.folds:
-        _fake_training(run, fold, steps if fold in trained else 0)
+        fake_training(run, fold, steps if fold in trained else 0)
         taken = 0
         for name in table.test(fold):
             sample = tiles[name].read()
@@ -150,7 +150,8 @@ def fake_card(run: Run, fold: int) -> AdapterCard:
     )
 
 
-def _fake_training(run: Run, fold: int, steps: int) -> None:
+def fake_training(run: Run, fold: int, steps: int) -> None:
+    """Make a fold look trained for so many steps."""
     rng = np.random.default_rng(fold)
     epochs = run.recipe.train.epochs
     log = run.training_log(fold)

@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.path import Path
+from scipy import stats
 
 from nuclora.data.tiles import Sample
 from nuclora.metrics import classify_errors
@@ -91,6 +94,27 @@ def test_few_tiles_and_nuclei_draw(count: int) -> None:
         assert render(figure, "png").startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("losses", [(1.0, 0.5, 0.0), (0.0, 0.5, 0.2), (0.0, 0.0)])
+def test_batches_without_nuclei_leave_the_curve_whole(losses: tuple[float, ...]) -> None:
+    points = {fold: list(enumerate(losses, 1)) for fold in (1, 2)}
+    figure = figures.training_loss(points)
+    assert render(figure, "png").startswith(b"\x89PNG")
+    drawn = np.concatenate([line.get_ydata() for line in figure.axes[0].lines] or [[0.5]])
+    assert drawn.min() > 0
+    ends = {"fold 1", "fold 2"} if max(losses) else set()
+    assert {text.get_text() for text in figure.axes[0].texts} == ends
+
+
+def test_intervals_of_few_tiles_are_students() -> None:
+    aji = np.array([0.5, 0.6, 0.9])
+    (bars,) = breakdowns.aji_against_density(np.array([1.0, 2.0, 3.0]), aji).axes[0].containers
+    (segment,) = bars.lines[2][0].get_segments()
+    expected = stats.ttest_1samp(aji, 0).confidence_interval(0.95)
+    np.testing.assert_allclose(segment[:, 1], expected)
+    (one,) = breakdowns.aji_against_density(np.array([1.0]), np.array([0.5])).axes[0].containers
+    assert not any(segment.size for segment in one.lines[2][0].get_segments())
+
+
 def test_very_many_folds_draw() -> None:
     folds = range(1, 32)
     entry = {
@@ -99,7 +123,10 @@ def test_very_many_folds_draw() -> None:
         "mean": {"dice": 0.8, "aji": 0.6, "pq": 0.5},
     }  # fmt: skip
     curves = {metric: {fold: [(10, 0.5), (20, 0.5 + fold / 100)] for fold in folds} for metric in ("dice", "aji", "pq")}
-    assert render(figures.final_by_fold([entry]), "svg").lstrip().startswith(b"<?xml")
+    bars = figures.final_by_fold([entry])
+    assert render(bars, "svg").lstrip().startswith(b"<?xml")
+    places = [label.get_window_extent() for label in bars.axes[0].get_xticklabels()]
+    assert all(left.x1 < right.x0 for left, right in itertools.pairwise(places))
     drawn = figures.validation_curves(curves, "validation, automatic")
     assert [text.get_text() for text in drawn.axes[0].texts] == ["fold 1", "fold 31"]
 

@@ -11,10 +11,11 @@ from xml.etree import ElementTree
 
 import pytest
 from PIL import Image
-from report_fakes import fake_run, synthetic_tiles
+from report_fakes import fake_run, fake_training, synthetic_tiles
 from typer.testing import CliRunner
 
 from nuclora.data import open_tiles
+from nuclora.data.folds import ALL_TILES
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.report.html import write_report
@@ -257,6 +258,22 @@ def test_a_run_that_has_only_begun(tiles: TileSet, tmp_path: Path) -> None:
     text = Page(write_report(run).read_text("utf-8")).text
     assert "Folds trained so far: none, of 3." in text
     assert "Nothing is evaluated yet" in text
+
+
+def test_a_run_of_all_tiles(tiles: TileSet, tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", tiles, k=3, trained=(), protocols=["automatic"], recipe="nuclora")
+    shutil.rmtree(run.zero_shot("automatic").folder)
+    fake_training(run, ALL_TILES, 40)
+    page = Page(write_report(run).read_text("utf-8"))
+    assert "not finished" not in page.text
+    assert "trained on all tiles, so none is left that could say how good it is" in page.text
+    assert "test tiles were read" not in page.text
+    rows = [[" ".join(cell.split()) for cell in row] for row in page.rows]
+    assert [row[:3] for row in rows if row[0] == "all tiles"] == [["all tiles", "10", "–"], ["all tiles", "0.5", "3.5"]]
+    assert {path.stem for path in (run.report_folder / "figures").glob("*.png")} == {
+        "training-loss",
+        "validation-by-step",
+    }
 
 
 def test_zero_shot_alone(tiles: TileSet, tmp_path: Path) -> None:

@@ -21,6 +21,11 @@ ALL_TILES = 0
 """The number of the fold that holds nothing back."""
 
 
+def fold_name(fold: int) -> str:
+    """How tables and figures name a fold."""
+    return "all tiles" if fold == ALL_TILES else f"fold {fold}"
+
+
 @dataclass(frozen=True)
 class FoldRow:
     """One tile, its group, and the fold (from 1) that tests it."""

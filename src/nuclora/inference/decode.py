@@ -222,7 +222,7 @@ def _whole(labels: Labels, min_size: int) -> Labels:
     largest[label_of[order]] = order
     kept = largest[label_of] == np.arange(len(sizes))
     kept[0] = False
-    filled = _fill_holes(np.where(kept, np.arange(len(sizes), dtype=np.int32), 0)[parts])
+    filled = fill_holes(np.where(kept, np.arange(len(sizes), dtype=np.int32), 0)[parts])
     sizes = np.bincount(filled.ravel(), minlength=len(sizes))
     kept &= sizes >= min_size
     numbers = np.where(kept, np.cumsum(kept), 0).astype(np.int32)
@@ -230,8 +230,15 @@ def _whole(labels: Labels, min_size: int) -> Labels:
     return renumbered
 
 
-def _fill_holes(labels: Labels) -> Labels:
-    """Give background that lies inside one label alone to that label."""
+def fill_holes(labels: Labels) -> Labels:
+    """Give background that lies inside one label alone to that label.
+
+    Args:
+        labels: int32 (H, W), 0 background.
+
+    Returns:
+        A filled copy.
+    """
     holes, count = ndimage.label(labels == 0)
     closed = np.ones(count + 1, dtype=bool)
     closed[0] = False

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.inference.decode import decode, upsample
+from nuclora.inference.decode import decode, fill_holes, upsample
 from nuclora.metrics import OverlapTable
 from nuclora.recipe import DecodeSettings
 
@@ -42,10 +42,9 @@ def find_nuclei(
     labels = decode(maps, shape, settings, min_size)
     scores = agreement(labels, maps[0], disagreement)
     kept = scores >= settings.agreement
-    if kept.all():
-        return labels, scores
     numbers = np.append(0, np.where(kept, np.cumsum(kept), 0)).astype(np.int32)
-    return numbers[labels], scores[kept]
+    # What is left out, here or for its size, may have lain inside another nucleus.
+    return fill_holes(numbers[labels]), scores[kept]
 
 
 def agreement(labels: NDArray[np.int32], foreground: Floats, disagreement: Floats) -> Floats:
@@ -110,12 +109,31 @@ def calibrate(scores: NDArray[np.floating], ious: NDArray[np.floating]) -> list[
 
     if not len(scores):
         return []
-    bins = np.array_split(np.argsort(scores, kind="stable"), min(_KNOTS, len(scores)))
+    which = equal_bins(scores, _KNOTS)
+    bins = [np.flatnonzero(which == number) for number in range(which.max() + 1)]
     at = [float(np.mean(scores[part])) for part in bins]
     expected = isotonic_regression(
         [float(np.mean(ious[part])) for part in bins], sample_weight=[float(len(part)) for part in bins]
     )
     return [(round(score, 5), round(float(iou), 5)) for score, iou in zip(at, expected, strict=True)]
+
+
+def equal_bins(scores: NDArray[np.floating], count: int) -> NDArray[np.int64]:
+    """Deal scores into bins of about equally many, ascending.
+
+    Equal scores stay in one bin: the order of the tiles must not deal them out.
+
+    Args:
+        scores: (n,), n > 0.
+        count: How many bins at most; fewer where many scores are equal.
+
+    Returns:
+        The bin of each score, from 0, (n,); every bin has some.
+    """
+    ascending = np.sort(scores)
+    edges = np.unique([part[0] for part in np.array_split(ascending, min(count, len(scores)))])
+    bins: NDArray[np.int64] = np.searchsorted(edges, scores, side="right") - 1
+    return bins
 
 
 def expected_ious(scores: Floats, calibration: Calibration) -> Floats:

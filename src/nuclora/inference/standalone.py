@@ -79,6 +79,7 @@ def find_source(model: str, tiles: TileSet) -> Source:
             path=tiles.root,
             mend=mend,
         )
+    run.check_tiles(tiles, f"put the old ones back, or {mend}" if trained else mend)
     for fold, adapter in adapters.items():
         if adapter not in trained:
             raise NucloraError(f"fold {fold} is not trained", path=folder, mend=mend)

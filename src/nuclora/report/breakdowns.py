@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.stats import sem, t
 
 from nuclora.report.colours import (
     BLUE,
@@ -72,7 +73,8 @@ def aji_against_density(density: Floats, aji: Floats) -> Figure:
     count = int(np.clip(len(density) // 15, 1, 8))
     bins = np.array_split(np.argsort(density, kind="stable"), count)
     means = np.array([aji[part].mean() for part in bins])
-    errors = np.array([1.96 * aji[part].std(ddof=1) / math.sqrt(len(part)) if len(part) > 1 else 0 for part in bins])
+    # One tile tells no interval.
+    errors = [t.ppf(0.975, len(part) - 1) * sem(aji[part]) if len(part) > 1 else np.nan for part in bins]
     axes.errorbar(
         [density[part].mean() for part in bins], means, yerr=errors, color=BLUE, marker="s", markersize=5,
         capsize=2.5, elinewidth=1.1, zorder=3, label="mean of equally many tiles, 95 % interval",

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from nuclora.data.folds import inner_split, scored_tiles
+from nuclora.data.folds import ALL_TILES, fold_name, inner_split, scored_tiles
 from nuclora.report.published import METRICS, NUINSSEG_TILES
 from nuclora.report.summary import is_comparable, is_partial, main_protocol, same_tiles_before, scored_name
 from nuclora.run import FINE_TUNED, Run
@@ -82,6 +82,11 @@ def partial_notes(run: Run, summary: Mapping[str, Any]) -> list[str]:
     """What is missing, in words; nothing of a whole run."""
     notes = []
     trained = [fold for fold in summary["folds"] if run.adapter_folder(fold).exists()]
+    if not trained and not summary["results"] and run.adapter_folder(ALL_TILES).exists():
+        return [
+            "This adapter was trained on all tiles, so none is left that could say how good it is. `nuclora cv` with "
+            "the same settings tests the recipe, on tiles held out fold by fold."
+        ]
     # Of inner tiles a run scores one fold.
     if len(trained) < (len(summary["folds"]) if summary["scored"] == "test" else 1):
         done = ", ".join(map(str, trained)) or "none"
@@ -183,9 +188,11 @@ def validation_note(run: Run, summary: Mapping[str, Any]) -> str:
         )
     chosen = "the checkpoint with the best PQ on them" if settings.select == "best" else "the last epoch"
     tuned = " The thresholds of decoding were tuned on the same tiles." if summary["thresholds"] else ""
+    tested = any(entry["stage"] == FINE_TUNED for entry in summary["results"])
+    final = f" The final figures are those of {chosen}; the test tiles were read once, at the end." if tested else ""
     return (
         "Validation during training is on inner validation tiles, an eighth of the fold's training tiles that is not "
-        f"trained on.{tuned} The final figures are those of {chosen}; the test tiles were read once, at the end."
+        f"trained on.{tuned}{final}"
     )
 
 
@@ -194,7 +201,7 @@ def training(run: Run) -> Rows:
     rows = []
     table = run.folds
     on_test = run.recipe.train.validate_on == "test"
-    for fold in table.folds:
+    for fold in (*table.folds, ALL_TILES):
         records = run.training_records(fold)
         steps = [record for record in records if record["kind"] == "step"]
         if not steps:
@@ -203,9 +210,9 @@ def training(run: Run) -> Rows:
         seconds = sum(record["seconds"] for record in steps)
         rows.append(
             {
-                "fold": fold,
+                "fold": fold if fold != ALL_TILES else fold_name(fold),
                 "train": len(table.train(fold) if on_test else inner_split(table, fold, seed=run.recipe.seed)[0]),
-                "test": len(scored_tiles(table, fold, run.recipe)),
+                "test": len(scored_tiles(table, fold, run.recipe)) if fold != ALL_TILES else "–",
                 "steps": steps[-1]["step"],
                 "epoch": steps[-1]["epoch"],
                 "epochs": run.recipe.train.epochs,

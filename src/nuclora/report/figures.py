@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from nuclora.data.folds import fold_name
 from nuclora.report.colours import BLUE, BLUISH_GREEN, INK, METRIC_COLOURS, MUTED, SKY_BLUE, VERMILION, line_style
 from nuclora.report.published import METRICS, PublishedResult
 from nuclora.report.style import new_figure, styled
@@ -48,7 +49,8 @@ def final_by_fold(results: Sequence[Mapping[str, Any]]) -> Figure:
             axes.annotate(
                 f"mean\n{mean:.3f}", (1.01, mean), xycoords=("axes fraction", "data"), va="center", fontsize=8
             )
-            axes.set_xticks(range(len(folds)), [str(fold) for fold in folds], fontsize=size)
+            turned = 90 if len(folds) > 15 else 0
+            axes.set_xticks(range(len(folds)), [str(fold) for fold in folds], fontsize=size, rotation=turned)
             axes.tick_params(axis="x", length=0)
             axes.set_ylim(0, 1)
             axes.set_xlim(-0.6, max(len(folds), 3) - 0.4)
@@ -78,7 +80,7 @@ def validation_curves(curves: Mapping[str, Points], protocol: str) -> Figure:
             style = line_style(index)
             steps, values = np.asarray(points, dtype=float).T
             axes.plot(steps, values, color=style.colour, linestyle=style.dashes, marker=style.marker)
-            ends[f"fold {fold}"] = (steps[-1], values[-1], style.colour)
+            ends[fold_name(fold)] = (steps[-1], values[-1], style.colour)
         axes.set_title(METRICS[metric])
         axes.set_xlabel("training step")
         axes.grid(True, axis="x")
@@ -96,19 +98,24 @@ def training_loss(losses: Points) -> Figure:
     """
     figure = new_figure(3.4)
     axes = figure.subplots()
-    # The first steps of a decoder that meets nuclei for the first time are hundreds of times worse than the last.
-    axes.set_yscale("log")
+    if any(loss > 0 for points in losses.values() for _, loss in points):
+        # The first steps of a decoder that meets nuclei for the first time are hundreds of times worse than the last.
+        axes.set_yscale("log")
     ends = {}
     for index, (fold, points) in enumerate(sorted(losses.items())):
         style = line_style(index)
         steps, values = np.asarray(points, dtype=float).T
+        # A batch without a nucleus has a loss of 0, which has no place on this axis.
+        steps, values = steps[values > 0], values[values > 0]
+        if not len(values):
+            continue
         smooth = running_mean(values, max(1, len(values) // 25))
         axes.plot(steps, values, color=style.colour, alpha=0.18, linewidth=0.7)
         axes.plot(
             steps, smooth, color=style.colour, linestyle=style.dashes, marker=style.marker,
             markevery=(index * max(1, len(values) // 60), max(1, len(values) // 10)),
         )  # fmt: skip
-        ends[f"fold {fold}"] = (steps[-1], smooth[-1], style.colour)
+        ends[fold_name(fold)] = (steps[-1], smooth[-1], style.colour)
     # The logarithmic formatter writes powers in mathematical markup, which is off.
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")

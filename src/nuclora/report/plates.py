@@ -13,6 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from nuclora.data.folds import ALL_TILES
 from nuclora.data.tiles import TileSet
 from nuclora.files import write_atomic
 from nuclora.report import breakdowns, figures, overlays
@@ -158,7 +159,7 @@ def _result_plates(run: Run, summary: Mapping[str, Any], tuned: Sequence[Entry])
 
 
 def _training_plates(run: Run) -> Iterator[Plate]:
-    records = {fold: run.training_records(fold) for fold in run.folds.folds}
+    records = {fold: run.training_records(fold) for fold in (*run.folds.folds, ALL_TILES)}
     validations = {
         fold: [record for record in of_fold if record["kind"] == "validation"] for fold, of_fold in records.items()
     }

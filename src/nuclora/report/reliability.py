@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.evaluation import Evaluation, Row
+from nuclora.inference.scores import equal_bins
 
 Floats = NDArray[np.float64]
 
@@ -29,8 +30,8 @@ def calibration(evaluated: Iterable[tuple[Evaluation, Row]]) -> dict[str, Any]:
     Returns:
         Nothing where no nucleus has a score; or else `nuclei` and `tiles`, their numbers; `error`, the expected
         calibration error: the mean over bins, weighted by their nuclei, of the distance between mean score and mean
-        IoU, of each fold's adapter by itself, and the mean of these, weighted alike; and of all folds' nuclei `bins`,
-        see :func:`bins_of`, and `cuts`, see :func:`cuts_of`.
+        IoU, of each fold's adapter by itself, and the mean of these, weighted by their nuclei too; and of all folds'
+        nuclei `bins`, see :func:`bins_of`, and `cuts`, see :func:`cuts_of`.
     """
     nuclei: list[dict[str, float]] = []
     of_fold: defaultdict[int, list[dict[str, float]]] = defaultdict(list)
@@ -74,10 +75,7 @@ def bins_of(scores: Floats, ious: Floats) -> list[dict[str, Any]]:
     Returns:
         Ascending: the mean `score` and mean `iou` of a bin's `nuclei`, and the `quartiles` of their IoU.
     """
-    ascending = np.sort(scores)
-    # Equal scores stay in one bin: the order of the tiles must not deal them out.
-    edges = np.unique([part[0] for part in np.array_split(ascending, min(_BINS, len(scores)))])
-    which = np.searchsorted(edges, scores, side="right") - 1
+    which = equal_bins(scores, _BINS)
     return [
         {
             "score": float(scores[which == part].mean()),
@@ -85,7 +83,7 @@ def bins_of(scores: Floats, ious: Floats) -> list[dict[str, Any]]:
             "nuclei": int((which == part).sum()),
             "quartiles": np.quantile(ious[which == part], (0.25, 0.75)).tolist(),
         }
-        for part in range(len(edges))
+        for part in range(which.max() + 1)
     ]
 
 

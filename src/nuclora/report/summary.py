@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from nuclora.data.folds import FoldTable, scored_tiles
+from nuclora.data.folds import ALL_TILES, FoldTable, scored_tiles
 from nuclora.evaluation import Row
 from nuclora.files import write_atomic
 from nuclora.metrics.aggregate import paired_difference, summarise
@@ -83,6 +83,8 @@ def write_summary(run: Run) -> dict[str, Any]:
 def tuned_thresholds(run: Run) -> list[dict[str, float]]:
     """The thresholds on the cards of a run's adapters: for each tuned fold `fold`, `min_size` and fields of decoding.
 
+    That of all tiles comes last, with `ALL_TILES` for a fold.
+
     Raises:
         NucloraError: A card is damaged.
     """
@@ -95,7 +97,7 @@ def tuned_thresholds(run: Run) -> list[dict[str, float]]:
 
 
 def _trained(run: Run) -> list[int]:
-    return [fold for fold in run.folds.folds if run.adapter_folder(fold).exists()]
+    return [fold for fold in (*run.folds.folds, ALL_TILES) if run.adapter_folder(fold).exists()]
 
 
 def _input_size(run: Run) -> int | None:

@@ -8,6 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from nuclora.data.folds import ALL_TILES
+
 
 def print_thresholds(console: Console, thresholds: Mapping[int, Mapping[str, float]]) -> None:
     """Print a row of thresholds for each fold.
@@ -23,5 +25,8 @@ def print_thresholds(console: Console, thresholds: Mapping[int, Mapping[str, flo
     for name in names:
         table.add_column(name, justify="right")
     for fold, values in thresholds.items():
-        table.add_row(str(fold), *(f"{values[name]:g}" if name in values else "–" for name in names))
+        table.add_row(
+            "all tiles" if fold == ALL_TILES else str(fold),
+            *(f"{values[name]:g}" if name in values else "–" for name in names),
+        )
     console.print(table)
