@@ -116,6 +116,10 @@ def test_the_mend_of_a_damaged_score_table_works(broken, trained, tiles, setting
     assert scores.read_bytes() == (trained / "fold-1" / "oracle-box" / "scores.csv").read_bytes()
 
 
+def test_a_format_of_no_tiles_is_refused(broken, cli):
+    assert_one_line(cli("report", broken, "--format", "coco"), "--format is for tiles that --data names")
+
+
 @pytest.mark.parametrize("content", [GARBAGE, b"3\n", b'{"kind": "step"}\n'])
 def test_a_damaged_training_log_is_named(content, broken, cli):
     log = broken / "fold-1" / "metrics.jsonl"
@@ -334,6 +338,12 @@ def test_a_device_is_not_replaced_by_a_file():
     assert Path("/dev/null").is_char_device()
 
 
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_folder_is_no_file_to_write(name, tiles, tmp_path, cli, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(cli("folds", tiles, "-k", "2", "-o", name), "a folder, not a file; name a file")
+
+
 @pytest.mark.parametrize("name", ["a\nb", "a\u2028b", "a\x85b", "a\udcffb"])
 def test_a_name_that_no_table_can_hold_is_a_fault(name, tmp_path):
     for folder, suffix in (("images", ".png"), ("labels", ".npy")):
@@ -426,8 +436,12 @@ def test_recipes_hold_finite_numbers_only():
     [
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "nuclora: stopped\n"),
         ("raise OSError(5, 'Input/output error', 'x.csv')", 2, "nuclora: x.csv: Input/output error; check the disk"),
-        ("raise MemoryError", 2, "nuclora: out of memory; lower input.size"),
-        ("raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA')", 2, "nuclora: out of memory; lower input.size"),
+        ("raise MemoryError", 2, "nuclora: out of memory; lower prompts.chunk"),
+        (
+            "raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA')",
+            2,
+            "nuclora: out of memory; lower prompts.chunk",
+        ),
         (
             "raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')",
             2,

@@ -103,9 +103,10 @@ def test_a_full_or_locked_disk_is_told_in_one_line(number, mend, tmp_path, monke
 def test_a_path_through_a_file_or_onto_a_folder_is_told(tmp_path):
     (tmp_path / "file").write_text("here")
     (tmp_path / "folder" / "inside").mkdir(parents=True)
-    for path in (tmp_path / "file" / "below", tmp_path / "folder"):
-        with pytest.raises(NucloraError, match=r"cannot write \(.*\); check the path"):
-            write_atomic(path, "new")
+    with pytest.raises(NucloraError, match=r"cannot write \(.*\); check the path"):
+        write_atomic(tmp_path / "file" / "below", "new")
+    with pytest.raises(NucloraError, match="folder: a folder, not a file; name a file"):
+        write_atomic(tmp_path / "folder", "new")
     assert _names(tmp_path) == ["file", "folder"]
     assert (tmp_path / "file").read_text() == "here"
 

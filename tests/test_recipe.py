@@ -175,6 +175,11 @@ def test_best_with_inner_validation_is_fine():
             b"name: a\ntrain: {epochs: 40}\nbase: b\ntrain:\n  workers: 4\n",
             r"mine\.yaml: not YAML \(line 4, column 1: train is there twice\); see docs",
         ),
+        (
+            b"train:\n  epochs: {{ n }}\n",
+            r"mine\.yaml: not YAML \(line 2, column 12: found unhashable key\); see docs",
+        ),
+        (b"[a]: b\n", r"mine\.yaml: not YAML \(line 1, column 1: found unhashable key\); see docs"),
         (b"name: 2020-99-99\n", r"mine\.yaml: not YAML \(month must be in 1\.\.12.*\); see docs/recipes\.md"),
         (b"name: \x00\n", r"mine\.yaml: not YAML \(.*\); see docs/recipes\.md"),
         (b"- name\n- base\n", r"mine\.yaml: not a recipe: the file holds no mapping"),

@@ -114,6 +114,26 @@ def test_something_else_is_refused_with_the_differences(changes, told, tmp_path)
     assert (tmp_path / "run" / "run.json").read_bytes() == before
 
 
+def test_a_run_goes_on_with_other_means_as_its_errors_advise(tmp_path):
+    _start(tmp_path / "run").begin_session("no")
+    means = ["train.workers=0", "train.checkpoint_steps=7", "train.checkpointing=true", "prompts.chunk=8"]
+    recipe = load_recipe("paper", means)
+    run = _start(tmp_path / "run", recipe)
+    assert run.recipe == Run(tmp_path / "run").recipe == recipe
+    info = Run(tmp_path / "run").info
+    assert info["recipe"] == recipe.model_dump(mode="json")
+    assert len(info["sessions"]) == 1
+    with pytest.raises(NucloraError, match=r"else: recipe\.train\.epochs is 5 there, 6 asked; use"):
+        _start(tmp_path / "run", load_recipe("paper", ["train.epochs=6"]))
+
+
+def test_the_command_of_a_session_can_be_pasted(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/bin/nuclora", "cv", "my tiles", "-o", "run [a]"])
+    run = _start(tmp_path / "run")
+    run.begin_session("no")
+    assert run.info["sessions"][0]["command"] == "nuclora cv 'my tiles' -o 'run [a]'"
+
+
 def test_a_recipe_or_fold_table_edited_inside_the_run_is_noticed(tmp_path):
     _start(tmp_path / "run")
     path = tmp_path / "run" / "recipe.yaml"

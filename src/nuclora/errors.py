@@ -53,5 +53,5 @@ def shortage_told() -> Iterator[None]:
             raise NucloraError("a process that reads tiles was killed", mend=mend) from error
         if not is_out_of_memory(error):
             raise
-        mend = "lower input.size or prompts.chunk, or set train.batch_size=auto or train.checkpointing=true"
+        mend = "lower prompts.chunk or set train.checkpointing=true; or, in another -o, a lower input.size"
         raise NucloraError("out of memory", mend=mend) from error

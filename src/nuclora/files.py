@@ -162,7 +162,9 @@ def atomic_file(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         NucloraError: The disk is full or the path cannot be written.
     """
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if path.is_dir():
+        raise NucloraError("a folder, not a file", path=path, mend="name a file")
+    if path.exists() and not path.is_file():
         # Root could replace /dev/null by a file, and break the machine.
         raise NucloraError("a device, not a file", path=path, mend="name a file")
     with disk_errors(path):

@@ -23,7 +23,7 @@ import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pydantic import BaseModel
 
@@ -46,6 +46,14 @@ _NUMBERS: Mapping[str, tuple[str, ...]] = {
     "memory": ("tiles_at_once",),
 }
 """What each kind of record of a training counts, beside `epoch` and `step`."""
+
+_MEANS: Final = (
+    ("prompts", "chunk"),
+    ("train", "checkpoint_steps"),
+    ("train", "checkpointing"),
+    ("train", "workers"),
+)
+"""Fields of a recipe that say how to compute and change no result, but for rounding: a run goes on with others."""
 
 
 class _Base(BaseModel):
@@ -157,7 +165,7 @@ class Run:
             "base": run.info["base"],
             "folds_sha256": run.folds.sha256,
         }
-        differences = _differences(there, asked)
+        differences = _differences(_without_means(there), _without_means(asked))
         if differences:
             raise NucloraError(
                 "made from something else: " + "; ".join(differences),
@@ -165,10 +173,20 @@ class Run:
                 mend="use another -o, or the same settings to go on",
             )
         run._refuse_others(data.get("sha256"), data["root"], "use another -o, or put the old ones back")
+        run._take_means(recipe)
         # Where things lie may have changed since; what they are has not.
         run.info["data"] = dict(data)
         run.info["base_path"] = base["path"]
         return run
+
+    def _take_means(self, recipe: Recipe) -> None:
+        """Go on with what a recipe says of how to compute, where that differs."""
+        if recipe != self.recipe:
+            with hold(self.folder, "run", patience=60):
+                info = {**Run(self.folder).info, "recipe": recipe.model_dump(mode="json")}
+                write_atomic(self.folder / "recipe.yaml", recipe.to_yaml())
+                write_atomic(self.folder / "run.json", json.dumps(info, indent=2) + "\n")
+            self.info, self.recipe = info, recipe
 
     def check_tiles(self, tiles: TileSet, mend: str = "put the old ones back") -> None:
         """Require that tiles are those that the run was made from.
@@ -315,6 +333,14 @@ def _left_by_a_start(path: Path, own: Mapping[str, str]) -> bool:
     if path.name in own:
         return path.is_file() and path.read_text("utf-8", "replace") == own[path.name]
     return path.name.startswith((".recipe.yaml", ".folds.csv", ".run.json", ".lock", "run.json"))
+
+
+def _without_means(made: Mapping[str, Any]) -> dict[str, Any]:
+    """What something was made from, without the recipe's fields that change no result, but for rounding."""
+    recipe = {key: dict(value) if isinstance(value, Mapping) else value for key, value in made["recipe"].items()}
+    for part, field in _MEANS:
+        recipe[part].pop(field)
+    return {**made, "recipe": recipe}
 
 
 def _differences(have: Mapping[str, Any], asked: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -226,7 +226,9 @@ def test_json_is_all_that_is_printed(arguments, key, tiny_data, tmp_path):
     assert key is None or key in document
 
 
-def test_json_of_doctor_as_a_pipe_gets_it():
+def test_json_of_doctor_as_a_pipe_gets_it(monkeypatch):
+    # As build servers set it; colours are no JSON.
+    monkeypatch.setenv("FORCE_COLOR", "1")
     done = _nuclora("doctor", "--json")
     assert done.returncode == 0
     assert {"Python", "torch"} <= {row["what"] for row in json.loads(done.stdout)}

@@ -10,7 +10,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
@@ -33,6 +33,7 @@ from nuclora.scale import pool, training
 from nuclora.scale.cluster import Cluster, Place, WorkerSize, connect, count_workers, needs_of
 from nuclora.scale.prediction import RayEngine
 from nuclora.training.interrupt import Stopped
+from nuclora.training.monitor import Monitor
 from one_line import assert_one_line
 from slide_makers import write_slide
 from spots import SETTINGS, SpotPredictor, spots
@@ -310,6 +311,25 @@ def test_a_fold_that_fails_is_told_in_the_line_of_the_local_engine(
     assert err.splitlines()[-1] == local.splitlines()[-1]
     assert f"nuclora: {image}: " in err
     assert "Traceback" not in err
+
+
+def test_a_damaged_log_does_not_end_those_who_follow_it(tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    class Listens(Monitor):
+        def record(self, fold: int, record: Any) -> None:
+            heard.append((fold, record))
+
+    class OneLog:
+        def training_log(self, fold: int) -> AppendLog:
+            return AppendLog(tmp_path / "metrics.jsonl")
+
+    (tmp_path / "metrics.jsonl").write_bytes(b"\xff\xfe garbage\n")
+    follower = training._Follower(cast(Run, OneLog()), [1], Listens())
+    with (tmp_path / "metrics.jsonl").open("ab") as log:
+        log.write(b'\xff{"step":\n{"step": 3}\n')
+    follower.look()
+    assert heard == [(1, {"step": 3})]
 
 
 def test_without_ray_one_line_says_how_to_get_it(

@@ -183,7 +183,7 @@ def _changed(*rows: tuple[str, str]) -> ChangeList:
     [
         (_changed(("a", "seed=1"), ("b", "train.epoch=3")), "row b: not a valid recipe: train.epoch: no such field"),
         (_changed(("a", "seed=1"), ("b", "seed=01")), "rows a and b are the same recipe; leave one out: --only refer"),
-        (_changed(("a", "seed=7")), "rows reference and a are the same recipe"),
+        (_changed(("a", "seed=7")), "rows reference and a are the same recipe; leave one out: --only reference"),
         (_changed(("a", "seed=1"), ("b", "name=other")), "rows reference and b are the same recipe"),
         (_changed(("a", "seed=1"), ("b", "adapter.last_blocks=9")), "row b: adapter.last_blocks=9, but"),
         (_changed(("a", "seed=1"), ("b", "input.size=50")), "row b: "),
@@ -196,6 +196,11 @@ def test_everything_is_checked_before_anything_is_written(changes, told, plan, t
         plan(tmp_path / "out", changes)
     assert told in str(error.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_row_alone_that_changes_nothing(plan, tmp_path):
+    with pytest.raises(NucloraError, match="rows reference and a are the same recipe; leave out the --set"):
+        plan(tmp_path / "out", _changed(("a", "seed=7")), only=["a"])
 
 
 def test_rows_that_are_not_asked_for_may_equal_others(plan, tmp_path):

@@ -13,13 +13,13 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from nuclora.data import open_tiles
-from nuclora.data.folds import make_folds
+from nuclora.data.folds import ALL_TILES, make_folds
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.metrics import METRICS
 from nuclora.models.checkpoints import load_base
 from nuclora.recipe import Recipe
-from nuclora.run import Run
+from nuclora.run import ZERO_SHOT, Run
 from nuclora.training import crossval
 from nuclora.training.interrupt import Interrupt
 from nuclora.training.monitor import Monitor
@@ -127,6 +127,19 @@ def test_the_base_that_was_evaluated_takes_no_memory_from_the_training(
     work.run(Listens())
     # The base as it came, and a fresh one for each fold.
     assert there == [[False, True], [False, False, True]]
+
+
+def test_a_fold_that_is_named_twice_is_one(recipe, tiles, tmp_path):
+    folds = make_folds(tiles, 2, recipe.seed)
+    work = crossval.CrossValidation(tiles, recipe, tmp_path / "run", folds, [2, 1, 2])
+    assert work.choose_folds() == (2, 1)
+
+
+def test_all_tiles_have_nothing_to_test_the_base_on(recipe, tiles, tiny_sam_folder, tmp_path):
+    folds = make_folds(tiles, 2, recipe.seed)
+    run = crossval.CrossValidation(tiles, recipe, tmp_path / "run", folds, [ALL_TILES], tiny_sam_folder).run()
+    assert run.adapter_folder(ALL_TILES).is_dir()
+    assert not run.rows(ZERO_SHOT, "oracle-box")
 
 
 def test_a_second_fold_of_inner_tiles_is_refused_before_it_is_trained(recipe, tiles, tiny_sam_folder, tmp_path):

@@ -86,7 +86,7 @@ def ablate(
         overrides=overrides(base, set_fields),
         fold_table=FoldTable.read(fold_table) if fold_table else None,
         folds=parse_folds(folds) or [1],
-        only=only.split(",") if only else None,
+        only=[name.strip() for name in only.split(",")] if only else None,
         weights=weights,
     )
     if os.environ.get("RANK", "0") != "0":
@@ -111,7 +111,7 @@ def ablate(
     summary = write_ablation(ablation)
     console = Console()
     if json_:
-        console.print_json(json.dumps(summary))
+        typer.echo(json.dumps(summary, indent=2))
     else:
         console.width = max(console.width, WIDTH)
         print_ablation(console, summary)

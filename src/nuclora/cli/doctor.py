@@ -21,7 +21,7 @@ def doctor(json_: AsJson = False) -> None:
     findings = diagnose()
     console = Console()
     if json_:
-        console.print_json(json.dumps([dataclasses.asdict(finding) for finding in findings]))
+        typer.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
         marks = {"good": "[green]ok[/]", "note": "[yellow]--[/]", "bad": "[bold red]!![/]"}
         table = Table(box=None, pad_edge=False)

@@ -101,7 +101,7 @@ def evaluate(
         monitor.close()
     console = Console()
     if json_:
-        console.print_json(json.dumps(summary))
+        typer.echo(json.dumps(summary, indent=2))
     else:
         _print_table(console, model, summary["protocols"])
         console.print(f"scores and labels: {out}", soft_wrap=True, highlight=False, markup=False)

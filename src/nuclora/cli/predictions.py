@@ -46,7 +46,7 @@ def predict_and_print(work: Callable[..., Outcome], *, as_json: bool, workers: W
         failures = [{"image": str(error.path), "reason": error.reason} for error in outcome.failures]
         images = [{**asdict(row), "kept": row.image in outcome.kept} for row in outcome.rows]
         told = {"out": str(outcome.out), "images": images, "failures": failures, "notes": outcome.notes}
-        console.print_json(json.dumps(told))
+        typer.echo(json.dumps(told, indent=2))
     elif outcome.rows:
         _print_table(console, outcome)
     for error in outcome.failures:

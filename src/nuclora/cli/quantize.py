@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -50,4 +51,4 @@ def quantize(
         f"in {counted(made.checked, 'window')} of {'other images' if made.apart else 'the same image'} it finds "
         f"{made.nuclei} nuclei, in float32 {made.nuclei_float}; PQ of the one against the other {made.pq:.3f}"
     )
-    typer.echo(f"use it with: nuclora predict IMAGE... -a {out} --backend openvino --precision int8")
+    typer.echo(f"use it with: nuclora predict IMAGE... -a {shlex.quote(str(out))} --backend openvino --precision int8")

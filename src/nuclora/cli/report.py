@@ -25,9 +25,12 @@ def report(
 ) -> None:
     """Write the report of a run: one self-contained HTML page, and its figures as PNG and SVG."""
     from nuclora.data import open_tiles
+    from nuclora.errors import NucloraError
     from nuclora.report.html import write_report
     from nuclora.run import Run
 
+    if data_format and not data:
+        raise NucloraError("--format is for tiles that --data names", mend="name them, or leave it out")
     opened = Run(run)
     page = write_report(opened, out, open_tiles(data, data_format) if data else None)
     typer.echo(json.dumps({"report": str(page), "figures": str(page.parent / "figures")}) if json_ else str(page))

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from pathlib import Path
 
+import typer
 from rich.console import Console
 
 from nuclora.cli.progress import LineMonitor, ProgressMonitor, say
@@ -66,18 +68,18 @@ def cross_validate_and_print(
     console = Console()
     if work.folds and (ALL_TILES in work.folds or not work.evaluate):
         adapter = str(run.adapter_folder(work.folds[0]))
-        console.print_json(json.dumps({"adapter": adapter})) if as_json else console.print(
-            f"adapter: {adapter}", soft_wrap=True, highlight=False, markup=False
-        )
+        if as_json:
+            typer.echo(json.dumps({"adapter": adapter}, indent=2))
+        else:
+            console.print(f"adapter: {adapter}", soft_wrap=True, highlight=False, markup=False)
         return run
     summary = write_summary(run)
     if as_json:
-        console.print_json(json.dumps(summary))
+        typer.echo(json.dumps(summary, indent=2))
     else:
         print_table(console, summary)
-        console.print(
-            f"run: {run.folder}   next: nuclora report {run.folder}", soft_wrap=True, highlight=False, markup=False
-        )
+        report = f"nuclora report {shlex.quote(str(run.folder))}"
+        console.print(f"run: {run.folder}   next: {report}", soft_wrap=True, highlight=False, markup=False)
     return run
 
 

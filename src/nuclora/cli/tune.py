@@ -47,6 +47,6 @@ def tune(
         monitor.close()
     console = Console()
     if json_:
-        console.print_json(json.dumps(thresholds))
+        typer.echo(json.dumps(thresholds, indent=2))
     else:
         print_thresholds(console, thresholds)

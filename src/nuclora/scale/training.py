@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -190,12 +191,14 @@ class _Follower:
         self._run = run
         self._monitor = monitor
         # What earlier sessions wrote is known.
-        self._told = {fold: len(run.training_log(fold).lines()) for fold in folds}
+        self._told = {fold: len(run.training_log(fold).raw_lines()) for fold in folds}
 
     def look(self) -> None:
         for fold, told in self._told.items():
-            lines = self._run.training_log(fold).lines()
+            lines = self._run.training_log(fold).raw_lines()
             # One that was begun again has gone back to its last checkpoint.
             for line in lines[min(told, len(lines)) :]:
-                self._monitor.record(fold, json.loads(line))
+                # Who reads the log for its numbers is told what is damaged.
+                with contextlib.suppress(ValueError):
+                    self._monitor.record(fold, json.loads(line))
             self._told[fold] = len(lines)

@@ -100,7 +100,7 @@ def plan_ablation(
     only: Sequence[str] | None = None,
     weights: Path | None = None,
 ) -> Ablation:
-    """Resolve all rows and check them against base, folds and what `out` holds; nothing is written.
+    """Resolve all rows and check them against base, folds and what `out` holds; nothing is begun.
 
     Args:
         tiles: Labelled tiles.
@@ -208,9 +208,8 @@ def _choose(rows: Sequence[AblationRow], only: Sequence[str] | None) -> list[Abl
         first = seen.setdefault(row.recipe.model_copy(update={"name": ""}), row.name)
         if first != row.name:
             others = ",".join(other.name for other in chosen if other.name != row.name)
-            raise NucloraError(
-                f"rows {first} and {row.name} are the same recipe", mend=f"leave one out: --only {others}"
-            )
+            mend = f"leave one out: --only {others}" if others else "leave out the --set that makes them so"
+            raise NucloraError(f"rows {first} and {row.name} are the same recipe", mend=mend)
     return chosen
 
 

@@ -111,7 +111,7 @@ class CrossValidation:
             NucloraError: The table is not one of these tiles, or has no such fold.
         """
         self.fold_table.check_against(self.tiles)
-        chosen = tuple(self.folds or self.fold_table.folds)
+        chosen = tuple(dict.fromkeys(self.folds or self.fold_table.folds))
         unknown = sorted(set(chosen) - {*self.fold_table.folds, ALL_TILES})
         if unknown:
             raise NucloraError(f"no fold {unknown[0]}: the fold table has {', '.join(map(str, self.fold_table.folds))}")
@@ -178,9 +178,10 @@ class CrossValidation:
             return run.locked(fold, patience) if accelerator.is_main_process else contextlib.nullcontext()
 
         with Interrupt() as interrupt:
-            if self.zero_shot and accelerator.is_main_process:
+            tested = [fold for fold in chosen if fold != ALL_TILES]
+            if self.zero_shot and tested and accelerator.is_main_process:
                 with locked(None):
-                    work.evaluate_zero_shot(base, chosen, interrupt)
+                    work.evaluate_zero_shot(base, tested, interrupt)
             # Each fold loads its own; this one's memory, on a GPU too, is theirs.
             del base
             accelerator.wait_for_everyone()
