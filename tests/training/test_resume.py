@@ -19,6 +19,7 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import make_folds
 from nuclora.errors import NucloraError
 from nuclora.run import Run
+from nuclora.training import validation
 from nuclora.training.crossval import cross_validate
 from nuclora.training.interrupt import Stopped
 from nuclora.training.monitor import Monitor
@@ -85,6 +86,28 @@ def test_sigint_saves_and_the_same_call_goes_on(event, unbroken, tiny_data, tiny
     _run(tiny_data, tiny_recipe, out, tiny_sam_folder)
     _same_results(unbroken, out)
     assert len(Run(out).info["sessions"]) == 2
+
+
+@pytest.mark.parametrize("tile", [1, 4])
+def test_a_stop_is_heard_between_validation_tiles(
+    tile, unbroken, tiny_data, tiny_recipe, tiny_sam_folder, tmp_path, monkeypatch
+):
+    segment, seen = validation.segment, 0
+
+    def stopping(*arguments):
+        nonlocal seen
+        seen += 1
+        if seen == tile:
+            os.kill(os.getpid(), signal.SIGINT)
+        return segment(*arguments)
+
+    monkeypatch.setattr(validation, "segment", stopping)
+    with pytest.raises(Stopped):
+        _run(tiny_data, tiny_recipe, tmp_path / "run", tiny_sam_folder)
+    assert seen == tile
+    assert list((tmp_path / "run").glob("fold-*/checkpoint.safetensors"))
+    _run(tiny_data, tiny_recipe, tmp_path / "run", tiny_sam_folder)
+    _same_results(unbroken, tmp_path / "run")
 
 
 DRIVER = """

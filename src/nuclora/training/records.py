@@ -28,18 +28,21 @@ class TrainingRecords:
         self.writes = writes
         self._log = run.training_log(fold)
 
-    def cut_back(self, done: int, at_once: int) -> None:
+    def cut_back(self, done: int, at_once: int, validation_due: bool) -> None:
         """Forget what came after a checkpoint: a training that goes on from there tells it anew.
 
         Args:
             done: Steps done.
             at_once: Tiles that go through the network together. Fewer were told of only after the checkpoint.
+            validation_due: The checkpoint is from before the validation of its step.
         """
         if self.writes:
             kept = [
                 record
                 for record in self.run.training_records(self.fold)
-                if record["step"] <= done and record.get("tiles_at_once", at_once) >= at_once
+                if record["step"] <= done
+                and record.get("tiles_at_once", at_once) >= at_once
+                and not (validation_due and record["kind"] == "validation" and record["step"] == done)
             ]
             self._log.rewrite([json.dumps(record) for record in kept])
 

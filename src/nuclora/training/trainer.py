@@ -98,6 +98,7 @@ class FoldTrainer:
         self.records = TrainingRecords(run, fold, monitor, accelerator.is_main_process)
         self.best_score = -math.inf
         self.last_validation: dict[str, float] = {}
+        self.validation_due = False
 
     def train(self) -> None:
         """Train to the last epoch and write the adapter.
@@ -114,6 +115,8 @@ class FoldTrainer:
         done = self._resume()
         steps = self.plan.steps
         self.monitor.training(self.fold, steps * self.recipe.train.epochs, done)
+        if self.validation_due:
+            self._validate((done - 1) // steps, done)
         for epoch in range(done // steps, self.recipe.train.epochs):
             self._train_epoch(epoch, max(0, done - epoch * steps))
         if self.accelerator.is_main_process:
@@ -128,11 +131,13 @@ class FoldTrainer:
             position = load_checkpoint(path, self.model, self.optimizer.optimizer, self.average)
             done, self.best_score = position["step"], position["best_score"]
             self.last_validation = position["last_validation"]
+            # Trainings of before were saved after their validations only.
+            self.validation_due = position.get("validation_due", False)
             # Trainings that began before parts could be halved have no such number.
             self.gradients.at_once = position.get("at_once", self.gradients.at_once)
             if self.accelerator.scaler is not None:
                 self.accelerator.scaler.load_state_dict(position["scaler"])
-        self.records.cut_back(done, self.gradients.at_once)
+        self.records.cut_back(done, self.gradients.at_once, self.validation_due)
         self.accelerator.wait_for_everyone()
         return int(done)
 
@@ -149,9 +154,12 @@ class FoldTrainer:
             if step + 1 == steps:
                 self.records.add_epoch(epoch, done)
             if step + 1 in validate_after and len(self.validation_tiles):
+                # First, since it may take minutes, and a stop in them is not to cost the steps.
+                self.validation_due = True
+                self._save(done)
                 self._validate(epoch, done)
             stop = self._anybody_asked_to_stop()
-            if stop or step + 1 == steps or step + 1 in validate_after or done % train.checkpoint_steps == 0:
+            if stop or step + 1 == steps or done % train.checkpoint_steps == 0:
                 self._save(done)
             if stop:
                 self.interrupt.requested = True
@@ -220,12 +228,13 @@ class FoldTrainer:
         return self.average.in_place() if self.average is not None else contextlib.nullcontext()
 
     def _validate(self, epoch: int, done: int) -> None:
-        """Score the validation tiles, and keep the best parameters."""
+        """Score the validation tiles, and keep the best parameters; until then the checkpoint says that it is due."""
         if self.accelerator.is_main_process:
             with self._averaged():
                 self._record_validation(epoch, done)
         self.loss.train()
-        self.accelerator.wait_for_everyone()
+        self.validation_due = False
+        self._save(done)
 
     def _record_validation(self, epoch: int, done: int) -> None:
         predictor = Predictor(
@@ -236,7 +245,9 @@ class FoldTrainer:
             precision=cast(Precision, self.accelerator.mixed_precision),
             dense=self.recipe.dense,
         )
-        means = score_validation(predictor, self.validation_tiles, self.recipe)
+        # Of several processes the others wait for this one, and would wait for ever.
+        check = self.interrupt.check if self.accelerator.num_processes == 1 else None
+        means = score_validation(predictor, self.validation_tiles, self.recipe, check)
         self.last_validation = means
         protocol, tiles = validation_protocol(self.recipe), len(self.validation_tiles)
         self.records.add("validation", epoch, done, protocol=protocol, tiles=tiles, **means)
@@ -262,6 +273,7 @@ class FoldTrainer:
                 "best_score": self.best_score,
                 "last_validation": self.last_validation,
                 "at_once": self.gradients.at_once,
+                "validation_due": self.validation_due,
             }
             if self.accelerator.scaler is not None:
                 position["scaler"] = self.accelerator.scaler.state_dict()
