@@ -223,6 +223,8 @@ def test_a_folder_made_from_something_else_is_refused(finished, plan, tiny_data)
     other = _changed(("mlp", "adapter.rank=1"))
     with pytest.raises(NucloraError, match=r"mlp: made from something else: .*recipe\.adapter\.rank is 2 there"):
         plan(finished.folder, other)
+    with pytest.raises(NucloraError, match=r"high-rate: a row that the list of changes has not; put it back"):
+        plan(finished.folder, _changed(("mlp", "adapter.targets=[qkv,mlp]")))
     with pytest.raises(NucloraError, match="holds a run, not an ablation"):
         plan(finished.folder / "reference")
     with pytest.raises(NucloraError, match="neither empty nor an ablation"):

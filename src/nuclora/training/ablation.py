@@ -140,6 +140,7 @@ def plan_ablation(
         for row in begun:
             if row.recipe.base == name:
                 _check_run(draft, row, sha256, {"name": name, "sha256": base.sha256, "path": str(base.path)})
+    _require_listed(draft)
     return replace(draft, pending=tuple(row.name for row in pending))
 
 
@@ -211,6 +212,18 @@ def _choose(rows: Sequence[AblationRow], only: Sequence[str] | None) -> list[Abl
             mend = f"leave one out: --only {others}" if others else "leave out the --set that makes them so"
             raise NucloraError(f"rows {first} and {row.name} are the same recipe", mend=mend)
     return chosen
+
+
+def _require_listed(ablation: Ablation) -> None:
+    """Refuse a folder with rows that the list has not: the table would silently lose them."""
+    listed = {ablation.run_folder(row) for row in ablation.rows}
+    for note in sorted(ablation.folder.glob("*/run.json")):
+        if note.parent not in listed:
+            raise NucloraError(
+                "a row that the list of changes has not",
+                path=note.parent,
+                mend="put it back into the list, delete this folder, or name a new one with -o",
+            )
 
 
 def _check_folder(folder: Path) -> None:
