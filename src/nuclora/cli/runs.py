@@ -16,7 +16,7 @@ from nuclora.errors import NucloraError
 from nuclora.extras import require
 from nuclora.report.summary import print_table, write_summary
 from nuclora.run import Run
-from nuclora.scale.cluster import WorkerSize
+from nuclora.scale.cluster import WorkerSize, connect
 from nuclora.training.crossval import CrossValidation
 from nuclora.training.monitor import Monitor, Monitors, TensorBoardMonitor
 
@@ -56,7 +56,6 @@ def cross_validate_and_print(
         if workers is None:
             run = work.run(monitor)
         else:
-            from nuclora.scale.cluster import connect
             from nuclora.scale.training import cross_validate_on
 
             with connect(workers) as cluster:

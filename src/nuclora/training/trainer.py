@@ -153,13 +153,15 @@ class FoldTrainer:
             done = epoch * steps + step + 1
             if step + 1 == steps:
                 self.records.add_epoch(epoch, done)
-            if step + 1 in validate_after and len(self.validation_tiles):
+            # Which saves by itself.
+            validates = step + 1 in validate_after and bool(len(self.validation_tiles))
+            if validates:
                 # First, since it may take minutes, and a stop in them is not to cost the steps.
                 self.validation_due = True
                 self._save(done)
                 self._validate(epoch, done)
             stop = self._anybody_asked_to_stop()
-            if stop or step + 1 == steps or done % train.checkpoint_steps == 0:
+            if not validates and (stop or step + 1 == steps or done % train.checkpoint_steps == 0):
                 self._save(done)
             if stop:
                 self.interrupt.requested = True
