@@ -169,3 +169,10 @@ def test_the_official_sample_is_sound(shared_data: Path) -> None:
     assert report.faults == ()
     counts = {row.group: (row.tiles, row.nuclei) for row in report.groups}
     assert counts == {"human bladder": (2, 27), "human liver": (2, 69), "human spleen": (4, 372)}
+
+
+def test_empty_glass_is_no_duplicate(plain_folder: Path) -> None:
+    for name in ("one", "two"):
+        Image.fromarray(np.full((48, 64, 3), 255, np.uint8)).save(plain_folder / "images" / f"{name}.png")
+        Image.fromarray(np.zeros((48, 64), np.uint8)).save(plain_folder / "labels" / f"{name}.png")
+    assert not any("same pixels" in fault.reason for fault in check_data(plain_folder).faults)

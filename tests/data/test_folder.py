@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 import unicodedata
 from pathlib import Path
@@ -8,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from nuclora.data import open_tiles
+from nuclora.data import list_tiles, open_tiles
+from nuclora.data.images import read_image
 from nuclora.errors import NucloraError
 
 
@@ -180,3 +183,36 @@ def test_the_format_can_be_forced(plain_folder: Path, nuinsseg_tree: Path) -> No
         "nuinsseg": 6,
         "folder": 4,
     }
+
+
+def test_what_links_to_nothing_is_named_on_both_sides(plain_folder: Path) -> None:
+    for place in ("images", "labels", "ignore"):
+        (plain_folder / place).mkdir(exist_ok=True)
+        (plain_folder / place / "gone.png").symlink_to(plain_folder / "unmounted" / "gone.png")
+    faults = list_tiles(plain_folder).faults
+    assert [fault.path for fault in faults] == [
+        plain_folder / place / "gone.png" for place in ("images", "labels", "ignore")
+    ]
+    assert {fault.reason for fault in faults} == {"no file, or a link to none"}
+
+
+def test_a_folder_that_cannot_be_listed_is_not_taken_for_an_empty_one(
+    plain_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    locked = plain_folder / "images" / "liver"
+    scandir = os.scandir
+
+    def refusing(path: str) -> object:
+        if Path(path) == locked:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(NucloraError, match=r"liver: cannot be listed \(Permission denied\); check its permissions"):
+        open_tiles(plain_folder)
+
+
+def test_a_pipe_is_no_image(plain_folder: Path) -> None:
+    os.mkfifo(plain_folder / "pipe.png")
+    with pytest.raises(NucloraError, match=r"pipe\.png: a pipe, not a file"):
+        read_image(plain_folder / "pipe.png")

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -189,9 +190,22 @@ def test_command_writes_the_table(
     assert code == 0
     assert FoldTable.read(path) == expected
     assert expected.sha256 in output
+    code, _, error = invoke(app, str(plain_folder), "-k", "3", "-o", str(path))
+    assert code != 0
+    assert "out.csv: there is another fold table; name another file" in str(error)
+    assert FoldTable.read(path) == expected
+    assert invoke(app, str(plain_folder), "-k", "2", "-o", str(path))[0] == 0
+    path.unlink()
     code, output, _ = invoke(app, str(plain_folder), "-k", "2", "--by", "organ", "-o", str(path), "--json")
     document = json.loads(output)
     assert code == 0
     assert document["sha256"] == FoldTable.read(path).sha256
     assert [fold["groups"] for fold in document["folds"]] == [["all"], ["liver"]]
     assert [fold["train"] for fold in document["folds"]] == [2, 2]
+
+
+def test_names_that_differ_in_how_accents_are_encoded_are_told() -> None:
+    tiles = tile_set(é=2)
+    rows = [FoldRow(unicodedata.normalize("NFD", tile.name), tile.group, 1 + i) for i, tile in enumerate(tiles)]
+    with pytest.raises(NucloraError, match="encode accents in two ways"):
+        FoldTable(tuple(rows)).check_against(tiles)

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from nuclora.data import open_tiles
+from nuclora.data import list_tiles, open_tiles
 from nuclora.errors import NucloraError
 
 
@@ -120,3 +120,15 @@ def test_official_sample(shared_data: Path) -> None:
         np.testing.assert_array_equal(sample.image, np.asarray(Image.open(tile.image))[..., :3])
     # Bladder has "mask binary_vague", spleen "vague areas/mask binary", liver neither.
     assert [tile.read().ignore.any() for tile in tiles] == [True] * 2 + [False] * 2 + [True] * 4
+
+
+def test_what_seems_to_be_an_organ_and_is_none_is_named(nuinsseg_tree: Path) -> None:
+    (nuinsseg_tree / "human liver" / "Tissue images").mkdir(parents=True)
+    (nuinsseg_tree / "more").mkdir()
+    shutil.move(nuinsseg_tree / "mouse fat (white)", nuinsseg_tree / "more")
+    (nuinsseg_tree / "notes").mkdir()
+    found = {fault.path: fault.reason for fault in list_tiles(nuinsseg_tree).faults}
+    assert found == {
+        nuinsseg_tree / "human liver" / "Tissue images": "not named 'tissue images'",
+        nuinsseg_tree / "more": "organs of its own (mouse fat (white)) beside those around it",
+    }

@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 from layouts import SHAPE, WRITERS, aperio, compress, feature, known, png, run_lengths, same_nuclei, tif
+from PIL import Image
 from scipy.io import savemat
 
-from nuclora.data import open_tiles
+from nuclora.data import list_tiles, open_tiles
 from nuclora.data.check import check_data
 from nuclora.data.polygons import fill, paint
 from nuclora.data.rle import decode, runs_of
@@ -556,8 +557,16 @@ def test_bad_pannuke_arrays_are_named(tmp_path: Path) -> None:
         (place / "types.npy", np.array(["Liver"]), r"types\.npy: 1 tissues for 2 images"),
         (place / "types.npy", np.array(["Liver", None], object), r"types\.npy: a pickle of Python objects"),
         (masks, np.full((2, 48, 64, 6), 0.5), r"masks\.npy: tile fold1/0000: masks that are not ids"),
-        (place / "images.npy", np.full((2, 48, 64, 3), 256.0), r"images\.npy: tile fold1/0000: pixel values outside"),
-        (place / "images.npy", np.full((2, 48, 64, 3), np.nan), r"images\.npy: tile fold1/0000: pixel values outside"),
+        (
+            place / "images.npy",
+            np.full((2, 48, 64, 3), 256.0),
+            r"images\.npy: tile fold1/0000: pixel values that are not whole",
+        ),
+        (
+            place / "images.npy",
+            np.full((2, 48, 64, 3), np.nan),
+            r"images\.npy: tile fold1/0000: pixel values that are not whole",
+        ),
     ]
     for path, values, told in cases:
         np.save(path, values, allow_pickle=True)
@@ -641,3 +650,94 @@ def test_two_formats_at_once_must_be_chosen_from(tmp_path: Path) -> None:
         WRITERS[layout](tmp_path, [TILE])
     with pytest.raises(NucloraError, match="looks like monuseg and cellpose; choose one with --format"):
         open_tiles(tmp_path)
+
+
+def test_a_single_region_may_be_ambiguous(tmp_path: Path) -> None:
+    WRITERS["monuseg"](tmp_path, [TILE])
+    path = next((tmp_path / "Annotations").iterdir())
+    attribute = '<Attributes><Attribute Name="Ambiguous" Id="0" Value=""/></Attributes>'
+    path.write_text(path.read_text().replace("<Attributes/>", attribute, 1))
+    sample = open_tiles(tmp_path)[0].read()
+    assert sample.ignore.any()
+    assert len(np.unique(sample.labels)) == len(np.unique(TILE.labels)) - 1
+
+
+def test_parts_of_a_split_are_not_mixed(tmp_path: Path) -> None:
+    for part, images, labels in (("Train", "12", "2"), ("Test", "2", "12")):
+        for stem in images:
+            tif(tmp_path / part / "Tissue Images" / f"{stem}.tif", TILE.image)
+        (tmp_path / part / "Annotations").mkdir()
+        for stem in labels:
+            (tmp_path / part / "Annotations" / f"{stem}.xml").write_text(aperio(TILE.labels))
+    listing = list_tiles(tmp_path)
+    assert sorted(tile.name for tile in listing.tiles) == ["Test/2", "Train/2"]
+    assert sorted(fault.reason for fault in listing.faults) == [
+        "no XML file for this image",
+        "no image for this XML file",
+    ]
+
+
+def coco_parts(root: Path) -> list[Path]:
+    """Two folders of a COCO data set with an image each; their JSON files."""
+    paths = []
+    for part in ("train", "valid"):
+        png(root / part / f"{part}.png", TILE.image)
+        image = {"id": 1, "file_name": f"{part}.png", "height": SHAPE[0], "width": SHAPE[1]}
+        paths.append(root / part / "_annotations.coco.json")
+        paths[-1].write_text(json.dumps({"images": [image], "annotations": []}))
+    return paths
+
+
+def test_every_json_file_of_coco_counts(tmp_path: Path) -> None:
+    train, valid = coco_parts(tmp_path)
+    content = json.loads(train.read_text())
+    train.write_text(json.dumps({"dataset": "mine", **content}))
+    valid.rename(valid.with_name("instances_default.json"))
+    (tmp_path / "valid" / "captions_default.json").write_text(json.dumps({"info": {}, "images": [{}]}))
+    (tmp_path / "settings.json").write_text("[]")
+    assert open_tiles(tmp_path).names == ["train/train", "valid/valid"]
+    train.write_text("")
+    assert [fault.path for fault in list_tiles(tmp_path).faults] == [train]
+
+
+def test_two_images_of_one_id_are_refused(tmp_path: Path) -> None:
+    train, _ = coco_parts(tmp_path)
+    content = json.loads(train.read_text())
+    train.write_text(json.dumps(content | {"images": 2 * content["images"]}))
+    with pytest.raises(NucloraError, match=r"_annotations\.coco\.json: two images of the id 1; export it again"):
+        open_tiles(tmp_path)
+
+
+def test_a_coordinate_beyond_all_bounds_is_named(tmp_path: Path) -> None:
+    train, _ = coco_parts(tmp_path)
+    content = json.loads(train.read_text())
+    content["annotations"] = [{"id": 3, "image_id": 1, "segmentation": [[10**400, 0, 1, 1, 2, 0]]}]
+    train.write_text(json.dumps(content))
+    with pytest.raises(NucloraError, match=r"_annotations\.coco\.json: annotation 3 of train/train"):
+        open_tiles(tmp_path)["train/train"].read()
+    with pytest.raises(ValueError, match="too large"):
+        fill([[(10**400, 0), (1, 1), (2, 0)]], (20, 20))
+
+
+def test_parts_that_lack_a_folder_are_named(tmp_path: Path) -> None:
+    WRITERS["stardist"](tmp_path / "stardist", [TILE, TILE])
+    (tmp_path / "stardist" / "test" / "masks").rename(tmp_path / "stardist" / "test" / "mask")
+    with pytest.raises(NucloraError, match=r"test: no folder 'masks'; add it, or remove test"):
+        open_tiles(tmp_path / "stardist")
+    WRITERS["dsb2018"](tmp_path / "dsb", [TILE, TILE])
+    first, second = sorted((tmp_path / "dsb" / "stage1_train").iterdir())
+    mask = next((first / "masks").iterdir())
+    Image.open(mask).save(mask.with_suffix(".bmp"))
+    shutil.rmtree(second / "images")
+    found = {fault.path: fault.reason for fault in list_tiles(tmp_path / "dsb").faults}
+    assert found == {
+        mask.with_suffix(".bmp"): "a mask of a type that is not read",
+        second / "images": "0 images where one is expected",
+    }
+
+
+def test_tissues_as_bytes_are_text(tmp_path: Path) -> None:
+    WRITERS["pannuke"](tmp_path, [known(seed) for seed in range(4)])
+    types = tmp_path / "Fold 1" / "images" / "fold1" / "types.npy"
+    np.save(types, np.array([b"Breast", b"Liver"]))
+    assert [tile.group for tile in open_tiles(tmp_path) if tile.fold == 1] == ["Breast", "Liver"]

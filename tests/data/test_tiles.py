@@ -5,10 +5,12 @@ import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import tifffile
+from numpy.typing import NDArray
 from PIL import Image
 
 from nuclora.data import Tile, open_tiles
@@ -406,3 +408,30 @@ def test_tile_sets_are_indexed_by_number_and_name(plain_folder: Path) -> None:
     assert pickle.loads(pickle.dumps(tiles)) == tiles
     with pytest.raises(NucloraError, match="no tile named 'z'"):
         tiles.subset(["a", "z"])
+
+
+@pytest.mark.parametrize("name", ["palette.png", "palette.tif", "miniswhite.tif"])
+def test_a_mask_is_what_is_not_black(tmp_path: Path, name: str) -> None:
+    expected = np.zeros((16, 24), np.bool_)
+    expected[2:6, 3:9] = True
+    path = tmp_path / name
+    if name == "palette.png":
+        image = Image.fromarray((~expected).astype(np.uint8), "P")
+        image.putpalette([255, 255, 255, 0, 0, 0])
+        image.save(path)
+    elif name == "palette.tif":
+        colours = np.zeros((3, 256), np.uint16)
+        colours[:, 0] = 65535
+        tifffile.imwrite(path, (~expected).astype(np.uint8), photometric="palette", colormap=colours)
+    else:
+        tifffile.imwrite(path, np.where(expected, 0, 255).astype(np.uint8), photometric="miniswhite")
+    np.testing.assert_array_equal(read_mask(path), expected)
+
+
+@pytest.mark.parametrize(
+    "values", [np.full((4, 4), "x"), np.full((4, 4), np.nan), np.zeros((4, 4), [("a", "u1")])], ids=str
+)
+def test_a_mask_of_no_numbers_is_refused(tmp_path: Path, values: NDArray[Any]) -> None:
+    np.save(tmp_path / "x.npy", values)
+    with pytest.raises(NucloraError, match=r"x\.npy: .*(not of numbers|not finite); save one plane"):
+        read_mask(tmp_path / "x.npy")

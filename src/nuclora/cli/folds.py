@@ -32,8 +32,12 @@ def folds(
     """Deal the tiles of a data set into cross-validation folds, and write the table as CSV."""
     from nuclora.data import open_tiles
     from nuclora.data.folds import make_folds
+    from nuclora.errors import NucloraError
 
     table = make_folds(open_tiles(data, data_format), k, seed, by)
+    if out.is_file() and out.read_bytes() != table.to_csv().encode():
+        # It may be one that was written by hand.
+        raise NucloraError("there is another fold table", path=out, mend="name another file with -o, or remove it")
     table.write(out)
     if json_:
         summary = [

@@ -70,8 +70,8 @@ def list_tiles(root: str | Path, format: str | None = None) -> Listing:
     """
     root = Path(root)
     if not root.is_dir():
-        archive = "unpack it and name the folder" if root.is_file() else None
-        raise NucloraError("not a folder" if root.exists() else "no such folder", path=root, mend=archive)
+        mend = "unpack it and name the folder" if root.is_file() else "check the path"
+        raise NucloraError("not a folder" if root.exists() else "no such folder", path=root, mend=mend)
     try:
         name = _look(root) if format is None else format
         if name not in FORMATS:

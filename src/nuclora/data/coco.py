@@ -38,6 +38,8 @@ _KEYS = re.compile(
     rb'^\s*(?:\xef\xbb\xbf)?\s*\{\s*"(?:(?:info|licenses|categories|images|annotations)"\s*:|type"\s*:\s*"instances")'
 )
 _GAP = re.compile(r"[ \t\r\n]*")
+# COCO's own downloads have these beside the instances.
+_OTHER_TASKS = ("captions_", "person_keypoints_", "stuff_", "panoptic_", "image_info_")
 _DAMAGED: Final = "the file is damaged or no COCO JSON: export it again"
 
 
@@ -48,15 +50,17 @@ def looks_like(root: Path) -> bool:
 
 def list_tiles(root: Path) -> Listing:
     """Find the images that the JSON files name; images without annotations are tiles without nuclei."""
-    found = list(walk(root, {".json"}))
-    files = [path for path in found if _is_coco(path)] or found
-    # COCO's own downloads have captions and key points beside the instances.
-    files = [path for path in files if path.name.startswith("instances")] or files
+    files = list(walk(root, {".json"}))
+    begin_so = {path for path in files if _is_coco(path)}
+    with_instances = {path.parent for path in begin_so if path.name.startswith("instances")}
     tiles: list[Tile] = []
     faults: list[NucloraError] = []
     for path in files:
+        if path.parent in with_instances and path.name.startswith(_OTHER_TASKS):
+            continue
         try:
-            tiles += _tiles_of(path, root, faults)
+            if not begin_so or path in begin_so or _has_annotations(path):
+                tiles += _tiles_of(path, root, faults)
         except NucloraError as error:
             faults.append(error)
     return Listing(root, NAME, tuple(tiles), tuple(faults))
@@ -112,6 +116,15 @@ class CocoAnnotations(Files):
 def _is_coco(path: Path) -> bool:
     with path.open("rb") as file:
         return _KEYS.match(file.read(_HEAD)) is not None
+
+
+def _has_annotations(path: Path) -> bool:
+    """Whether a JSON file that does not begin as COCO's do is one nevertheless."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise NucloraError("no JSON, beside COCO's", path=path, mend="export it again, or remove it") from error
+    return isinstance(content, dict) and content.keys() >= {"images", "annotations"}
 
 
 def _tiles_of(path: Path, root: Path, faults: list[NucloraError]) -> Iterator[Tile]:
@@ -174,6 +187,9 @@ def _scan(path: Path) -> tuple[dict[Any, dict[str, Any]], dict[Any, list[tuple[i
                 while text[at] != "]":
                     entry, end = decoder.raw_decode(text, at)
                     if key == "images":
+                        if entry["id"] in images:
+                            mend = "export it again, or give each image an id of its own"
+                            raise NucloraError(f"two images of the id {entry['id']}", path=path, mend=mend)
                         images[entry["id"]] = json.loads(text[at:end].encode("latin-1"))
                     else:
                         spans[entry["image_id"]].append((at, end))
@@ -219,7 +235,7 @@ def _pixels(segmentation: Any, shape: tuple[int, int]) -> Pixels:
     for ring in segmentation:
         try:
             points = np.asarray(ring, dtype=np.float64)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             points = np.zeros(1)
         if points.ndim != 1 or points.size % 2:
             raise ValueError("a polygon that is no list of x and y in turn")

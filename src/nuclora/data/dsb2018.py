@@ -49,6 +49,10 @@ def list_tiles(root: Path) -> Listing:
             mend = f"add it, or remove {folder.name} if it has no truth"
             faults.append(NucloraError(f"no folder '{MASKS}'", path=folder, mend=mend))
         else:
+            faults += [
+                NucloraError("a mask of a type that is not read", path=path, mend="convert it to PNG")
+                for path in walk(folder / MASKS, IMAGE_SUFFIXES - LABEL_SUFFIXES)
+            ]
             place = folder.relative_to(root)
             tiles.append(Tile(place.as_posix(), group_of(place), images[0], folder / MASKS, source=MaskFiles()))
     return Listing(root, NAME, tuple(tiles), tuple(faults))
@@ -74,5 +78,5 @@ def _folders(root: Path) -> list[Path]:
     for entry in sorted(root.iterdir()):
         if entry.is_dir() and not is_junk(entry):
             inner = [entry, *sorted(item for item in entry.iterdir() if item.is_dir() and not is_junk(item))]
-            found += [folder for folder in inner if (folder / IMAGES).is_dir()]
+            found += [folder for folder in inner if (folder / IMAGES).is_dir() or (folder / MASKS).is_dir()]
     return found

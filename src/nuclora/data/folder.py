@@ -36,23 +36,23 @@ def list_tiles(root: Path) -> Listing:
     for needed in (IMAGES, LABELS):
         if not (root / needed).is_dir():
             raise NucloraError(f"no folder '{needed}'", path=root, mend=f"lay the tiles out as {LAYOUT}")
-    images, faults = _by_name(root / IMAGES, IMAGE_SUFFIXES)
-    labels, label_faults = _by_name(root / LABELS, LABEL_SUFFIXES)
-    ignores, ignore_faults = _by_name(root / IGNORE, LABEL_SUFFIXES)
+    images, broken_images, faults = _by_name(root / IMAGES, IMAGE_SUFFIXES)
+    labels, broken_labels, label_faults = _by_name(root / LABELS, LABEL_SUFFIXES)
+    ignores, _, ignore_faults = _by_name(root / IGNORE, LABEL_SUFFIXES)
     faults += label_faults + ignore_faults
     tiles = []
     for key, image in images.items():
         name = _name(image, root / IMAGES)
-        if key not in labels:
+        if key in labels:
+            group = name.split("/")[0] if "/" in name else NO_GROUP
+            tiles.append(Tile(name, group, image, labels[key], ignores.get(key)))
+        elif key not in broken_labels:
             faults.append(_missing(root / LABELS, name, image, "label map for this image"))
-            continue
-        group = name.split("/")[0] if "/" in name else NO_GROUP
-        tiles.append(Tile(name, group, image, labels[key], ignores.get(key)))
     for kind, place, files in (("label map", LABELS, labels), ("ignore mask", IGNORE, ignores)):
         faults += [
             _missing(root / IMAGES, _name(path, root / place), path, f"image for this {kind}")
             for key, path in files.items()
-            if key not in images
+            if key not in images and key not in broken_images
         ]
     others = (
         path
@@ -63,9 +63,14 @@ def list_tiles(root: Path) -> Listing:
     return Listing(root, NAME, tuple(tiles), tuple(faults))
 
 
-def _by_name(folder: Path, suffixes: Collection[str]) -> tuple[dict[str, Path], list[NucloraError]]:
-    files = (path for path in sorted(walk(folder, suffixes, depth=None)) if path.is_file())
-    return by_name(files, partial(_name, folder=folder))
+def _by_name(folder: Path, suffixes: Collection[str]) -> tuple[dict[str, Path], set[str], list[NucloraError]]:
+    """Files by their names, the names of what is none (links to nothing), and errors for these and the doubled ones."""
+    name_of = partial(_name, folder=folder)
+    paths = sorted(walk(folder, suffixes, depth=None))
+    found, faults = by_name((path for path in paths if path.is_file()), name_of)
+    broken = [path for path in paths if not path.is_file()]
+    faults += [NucloraError("no file, or a link to none", path=path, mend="put the file there") for path in broken]
+    return found, {composed(name_of(path)) for path in broken}, faults
 
 
 def _name(path: Path, folder: Path) -> str:
@@ -79,12 +84,6 @@ def _missing(folder: Path, name: str, path: Path, what: str) -> NucloraError:
     other = sorted(entry.name for entry in nearby.iterdir() if composed(entry.stem) == stem) if nearby.is_dir() else []
     if other:
         allowed = LABEL_SUFFIXES if folder.name == LABELS else IMAGE_SUFFIXES
-        if broken := [entry for entry in other if Path(entry).suffix.lower() in allowed]:
-            return NucloraError(
-                f"no {what}: {shown}/{broken[0]} is no file, or a link to none",
-                path=path,
-                mend="put the file there",
-            )
         kinds = ", ".join(sorted(suffix[1:] for suffix in allowed))
         return NucloraError(f"no {what}: {shown}/{other[0]} is none of {kinds}", path=path, mend="convert it")
     return NucloraError(f"no {what}", path=path, mend=f"add {folder.name}/{name} with its suffix, or remove this file")

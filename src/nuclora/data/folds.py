@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from nuclora.data.pairs import composed
 from nuclora.data.tiles import TileSet, counted
 from nuclora.errors import NucloraError
 from nuclora.files import write_atomic
@@ -122,6 +123,13 @@ class FoldTable:
         """
         table = {row.tile: row.group for row in self.rows}
         data = {tile.name: tile.group for tile in tiles}
+        if table.keys() != data.keys() and set(map(composed, table)) == set(map(composed, data)):
+            named = min(table.keys() - data.keys())
+            raise NucloraError(
+                f"the fold table and the data encode accents in two ways, as in {named}: one is from a Mac",
+                path=tiles.root,
+                mend="rename the files as in the table (convmv), or write a new table with `nuclora folds`",
+            )
         differences = (
             ("only in the fold table", sorted(table.keys() - data.keys())),
             ("only in the data", sorted(data.keys() - table.keys())),

@@ -115,7 +115,7 @@ def as_labels(ids: NDArray[Any], path: Path) -> NDArray[np.int32]:
 
 
 def read_mask(path: Path) -> NDArray[np.bool_]:
-    """Read an ignore mask: any channel but alpha that is not zero ignores the pixel.
+    """Read an ignore mask: any channel but alpha that is not zero ignores the pixel, so all that is not black.
 
     Args:
         path: PNG, TIFF or NPY file.
@@ -124,9 +124,13 @@ def read_mask(path: Path) -> NDArray[np.bool_]:
         The mask, (H, W).
 
     Raises:
-        NucloraError: No such file, damaged, lossy, or not of one plane of pixels.
+        NucloraError: No such file, damaged, lossy, not of one plane of pixels, or not of finite numbers.
     """
-    values = guard(lambda path: _read_raw(path, _MASK_MEND), path)
+    values = guard(lambda path: _read_raw(path, _MASK_MEND, as_colours=True), path)
+    if values.dtype.kind not in "buif":
+        raise NucloraError(f"a mask of {values.dtype}, not of numbers", path=path, mend=_MASK_MEND)
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise NucloraError("values that are not finite", path=path, mend=_MASK_MEND)
     if values.ndim == 3 and values.shape[2] in (3, 4):
         values = np.any(values[..., :3] != 0, axis=2)
     if values.ndim != 2:
@@ -163,6 +167,8 @@ def guard(read: Callable[[Path], _T], path: Path) -> _T:
         NucloraError: No such file, damaged, or what `read` refuses.
     """
     try:
+        if path.is_fifo():
+            raise NucloraError("a pipe, not a file", path=path, mend="put the file there, or remove it")
         return read(path)
     except (NucloraError, MemoryError):
         raise
@@ -309,8 +315,11 @@ def _read_tiff_image(path: Path) -> NDArray[Any]:
     return _read_pillow_image(path)
 
 
-def _read_raw(path: Path, mend: str) -> NDArray[Any]:
-    """Stored values of a label map or mask, palette indices included, without any conversion; `mend` is for errors."""
+def _read_raw(path: Path, mend: str, *, as_colours: bool = False) -> NDArray[Any]:
+    """Stored values of a label map or mask, without any conversion; `mend` is for errors.
+
+    As colours, the indices of a palette become what they stand for, and 0 is white where the file says so.
+    """
     suffix = path.suffix.lower()
     if suffix == ".npy":
         values = _map_array(path)
@@ -322,11 +331,15 @@ def _read_raw(path: Path, mend: str) -> NDArray[Any]:
             if page.compression in _LOSSY_COMPRESSIONS:
                 raise _lossy(page.compression.name, path, mend)
             pixels = _decode(page, path)
+            if as_colours and page.photometric == tifffile.PHOTOMETRIC.MINISWHITE:
+                pixels = pixels != (1 << page.bitspersample) - 1
+            elif as_colours and page.colormap is not None:
+                pixels = page.colormap[:, pixels].any(axis=0)
             return np.squeeze(pixels) if pixels.ndim > 2 else pixels
     with _open_pillow(path) as image:
         if image.format in _LOSSY_FORMATS:
             raise _lossy(image.format, path, mend)
-        if image.mode in _LABEL_MODES or image.mode == "1":
+        if (image.mode in _LABEL_MODES or image.mode == "1") and not (as_colours and image.mode == "P"):
             return np.array(image)
         return np.array(image.convert("RGBA"))
 

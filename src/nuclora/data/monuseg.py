@@ -86,16 +86,21 @@ class AperioPolygons(Files):
         unknown: list[Pixels] = []
         holes: list[Pixels] = []
         for layer in root.iter("Annotation"):
-            named = [attribute.get("Name", "") for attribute in layer.iter("Attribute")]
-            ambiguous = _AMBIGUOUS in [name.strip().lower() for name in (*named, layer.get("Name", ""))]
+            ambiguous = _is_ambiguous(layer)
             for number, region in enumerate(layer.iter("Region"), start=1):
                 pixels = _pixels(region, shape, tile.labels, number)
                 if region.get("NegativeROA") == "1":
                     holes.append(pixels)
                 else:
-                    (unknown if ambiguous else nuclei).append(pixels)
+                    (unknown if ambiguous or _is_ambiguous(region) else nuclei).append(pixels)
         _cut(holes, nuclei, unknown)
         return draw(nuclei, shape, unknown)
+
+
+def _is_ambiguous(element: ElementTree.Element) -> bool:
+    """Whether a layer or a region is called so, or has an attribute of its own that is."""
+    named = [attribute.get("Name", "") for attribute in element.findall("Attributes/Attribute")]
+    return _AMBIGUOUS in [name.strip().lower() for name in (*named, element.get("Name", ""))]
 
 
 def _cut(holes: Sequence[Pixels], *regions: list[Pixels]) -> None:

@@ -39,9 +39,8 @@ def list_tiles(root: Path) -> Listing:
         NucloraError: No such tree, or several of them.
     """
     if (root / IMAGES).is_dir():
-        raise NucloraError(
-            f"one organ's folder: it holds '{IMAGES}' itself", path=root, mend=f"name the folder above, {root.parent}"
-        )
+        mend = f"name the folder above, {root.resolve().parent}"
+        raise NucloraError(f"one organ's folder: it holds '{IMAGES}' itself", path=root, mend=mend)
     trees = _trees(root)
     if len(trees) != 1:
         found = (
@@ -50,8 +49,12 @@ def list_tiles(root: Path) -> Listing:
         raise NucloraError(f"{found}; expected {LAYOUT}", path=root, mend="name the folder that holds the organs")
     tiles: list[Tile] = []
     faults: list[NucloraError] = []
-    for organ in _organs(trees[0]):
+    organs = _organs(trees[0])
+    for organ in organs:
         _list_organ(organ, tiles, faults)
+    for folder in _folders(trees[0]):
+        if folder not in organs:
+            faults += _left_out(folder)
     return Listing(trees[0], NAME, tuple(tiles), tuple(faults))
 
 
@@ -67,6 +70,19 @@ def _organs(root: Path) -> list[Path]:
 
 def _folders(root: Path) -> list[Path]:
     return sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_junk(entry))
+
+
+def _left_out(folder: Path) -> list[NucloraError]:
+    """Errors for a folder beside the organs that seems to be one, or to hold some."""
+    if organs := _organs(folder):
+        told = f"organs of its own ({', '.join(organ.name for organ in organs[:3])}) beside those around it"
+        return [NucloraError(told, path=folder, mend="move them up, or name one of the two folders")]
+    return [
+        NucloraError(f"not named '{needed}'", path=entry, mend="rename it")
+        for entry in _folders(folder)
+        for needed in (IMAGES, LABELS)
+        if entry.name.lower() == needed
+    ]
 
 
 def _list_organ(organ: Path, tiles: list[Tile], faults: list[NucloraError]) -> None:

@@ -34,9 +34,12 @@ def walk(root: Path, suffixes: Collection[str] | None, depth: int | None = DEPTH
         depth: So many folders under the root are looked into; None is all.
 
     Yields:
-        The files of a folder before those of the folders in it.
+        The files of a folder before those of the folders in it; none if there is no such folder.
+
+    Raises:
+        NucloraError: A folder cannot be listed: left out in silence, its tiles would be missing.
     """
-    for folder, folders, files in os.walk(root, followlinks=True):
+    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
         place = Path(folder)
         deep = depth is not None and len(place.relative_to(root).parts) >= depth
         folders[:] = [] if deep else sorted(name for name in folders if _enters(place / name))
@@ -44,6 +47,12 @@ def walk(root: Path, suffixes: Collection[str] | None, depth: int | None = DEPTH
             path = place / name
             if (suffixes is None or path.suffix.lower() in suffixes) and not is_junk(path):
                 yield path
+
+
+def _refuse(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        path = Path(error.filename)
+        raise NucloraError(f"cannot be listed ({error.strerror})", path=path, mend="check its permissions") from error
 
 
 def _enters(folder: Path) -> bool:
@@ -144,6 +153,8 @@ def pair(
 ) -> Pairs:
     """Pair images and label files by their stems; of several of one stem those that share more folders belong together.
 
+    What lies in different parts of a split (train, test) never does.
+
     Args:
         images: Image files.
         labels: Label files.
@@ -160,7 +171,7 @@ def pair(
     found: defaultdict[Path, list[Path]] = defaultdict(list)
     faults = []
     for path in labels:
-        candidates = by_key[composed(label_key(path))]
+        candidates = [image for image in by_key[composed(label_key(path))] if not _in_other_part(image, path)]
         if not candidates:
             faults.append(NucloraError(f"no image for this {what}", path=path, mend="add the image, or remove this"))
             continue
@@ -177,6 +188,14 @@ def pair(
         if image not in found
     ]
     return Pairs([(image, found[image][0]) for image in images if len(found[image]) == 1], faults)
+
+
+def _in_other_part(one: Path, other: Path) -> bool:
+    above = _shared(one, other)
+    own = [{_plain(part) for part in path.parts[above:-1]} & _SPLITS for path in (one, other)]
+    # "train" and "training" are one.
+    parts, others = ({name[:3] for name in names} for names in own)
+    return bool(parts and others) and parts.isdisjoint(others)
 
 
 def _shared(one: Path, other: Path) -> int:

@@ -16,11 +16,12 @@ import functools
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.data.images import open_array
+from nuclora.data.images import guard, open_array
 from nuclora.data.pairs import pair, walk
 from nuclora.data.tiles import NO_GROUP, Listing, Tile, Truth
 from nuclora.errors import NucloraError
@@ -74,15 +75,16 @@ class ArrayEntry:
     def image(self, tile: Tile) -> NDArray[np.uint8]:
         """Read the image; the published arrays are of floats that are whole numbers."""
         values = np.array(open_array(tile.image)[self.index])
-        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
-            raise NucloraError(f"tile {tile.name}: pixel values outside 0 to 255", path=tile.image, mend=_MEND)
-        pixels: NDArray[np.uint8] = np.rint(values).astype(np.uint8)
+        if not (_are_whole(values) and values.min() >= 0 and values.max() <= 255):
+            reason = f"tile {tile.name}: pixel values that are not whole numbers of 0 to 255"
+            raise NucloraError(reason, path=tile.image, mend=_MEND)
+        pixels: NDArray[np.uint8] = values.astype(np.uint8)
         return pixels
 
     def truth(self, tile: Tile) -> Truth:
         """Read the ids: 1 to n, by class, then by the class's own ids; of a pixel in two classes the first counts."""
         values = np.array(open_array(tile.labels)[self.index, :, :, :CLASSES])
-        if not (np.isfinite(values).all() and values.min() >= 0 and np.array_equal(values, np.rint(values))):
+        if not (_are_whole(values) and values.min() >= 0):
             raise NucloraError(f"tile {tile.name}: masks that are not ids", path=tile.labels, mend=_MEND)
         labels = np.zeros(values.shape[:2], dtype=np.int32)
         count = 0
@@ -94,6 +96,10 @@ class ArrayEntry:
         return Truth(labels)
 
 
+def _are_whole(values: NDArray[Any]) -> bool:
+    return bool(np.isfinite(values).all()) and np.array_equal(values, np.rint(values))
+
+
 def _fold(path: Path, root: Path) -> str:
     """Number of a fold, by the last part of the path that has it; empty where none has."""
     numbers = [
@@ -102,9 +108,16 @@ def _fold(path: Path, root: Path) -> str:
     return numbers[-1] if numbers else ""
 
 
+def _as_text(path: Path) -> NDArray[np.str_]:
+    return open_array(path).astype(np.str_)
+
+
 def _fold_tiles(images: Path, masks: Path, fold: int, *, published: bool) -> list[Tile]:
+    for path in (images, masks):
+        if (dtype := open_array(path).dtype).kind not in "buif":
+            raise NucloraError(f"an array of {dtype}, not of numbers", path=path, mend=_MEND)
     shape = open_array(images).shape
-    if len(shape) != 4 or shape[3] != 3:
+    if len(shape) != 4 or shape[3] != 3 or 0 in shape[1:]:
         raise NucloraError(f"an array of shape {shape}, not (tiles, height, width, 3)", path=images, mend=_MEND)
     expected = (*shape[:3], CLASSES + 1)
     if (found := open_array(masks).shape) != expected:
@@ -112,7 +125,11 @@ def _fold_tiles(images: Path, masks: Path, fold: int, *, published: bool) -> lis
     types = images.with_name(TYPES)
     groups = [NO_GROUP] * shape[0]
     if types.is_file():
-        groups = [str(group) or NO_GROUP for group in open_array(types)]
+        tissues = open_array(types)
+        if tissues.ndim != 1 or tissues.dtype.kind not in "US":
+            told = f"an array of {tissues.dtype} of shape {tissues.shape}, not one name a tile"
+            raise NucloraError(told, path=types, mend=_MEND)
+        groups = [str(group) or NO_GROUP for group in guard(_as_text, types)]
         if len(groups) != shape[0]:
             raise NucloraError(f"{len(groups)} tissues for {shape[0]} images", path=types, mend=_MEND)
     return [

@@ -49,7 +49,10 @@ def fill(rings: Sequence[ArrayLike], shape: tuple[int, int]) -> Pixels:
 def _inside(ring: ArrayLike, shape: tuple[int, int]) -> Pixels:
     from skimage.draw import polygon
 
-    points = np.asarray(ring, dtype=np.float64)
+    try:
+        points = np.asarray(ring, dtype=np.float64)
+    except OverflowError as error:
+        raise ValueError("a number that is too large") from error
     if points.ndim != 2 or points.shape[1] < 2 or not np.isfinite(points).all():
         raise ValueError("points that are not two finite numbers each")
     # QuPath may write a third coordinate, the plane.

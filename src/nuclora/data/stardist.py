@@ -12,6 +12,7 @@ from pathlib import Path
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from nuclora.data.pairs import composed, group_of, pair, tile_name, walk
 from nuclora.data.tiles import Listing, Tile, is_junk
+from nuclora.errors import NucloraError
 
 NAME = "stardist"
 
@@ -31,6 +32,10 @@ def list_tiles(root: Path) -> Listing:
     """Find the images and their label maps."""
     tiles, faults = [], []
     for folder in _folders(root):
+        if lacking := [needed for needed in (IMAGES, MASKS) if not (folder / needed).is_dir()]:
+            mend = f"add it, or remove {folder.name} if it is no part of the data set"
+            faults.append(NucloraError(f"no folder '{lacking[0]}'", path=folder, mend=mend))
+            continue
         images, masks = list(walk(folder / IMAGES, IMAGE_SUFFIXES)), list(walk(folder / MASKS, LABEL_SUFFIXES))
         found = pair(
             images,
@@ -48,6 +53,7 @@ def list_tiles(root: Path) -> Listing:
 
 
 def _folders(root: Path) -> list[Path]:
-    """The root and the folders in it that have both of the folders."""
+    """The root, if it has both of the folders, and the folders in it that have one at least."""
     inner = sorted(entry for entry in root.iterdir() if entry.is_dir() and not is_junk(entry))
-    return [folder for folder in (root, *inner) if (folder / IMAGES).is_dir() and (folder / MASKS).is_dir()]
+    whole = [root] if (root / IMAGES).is_dir() and (root / MASKS).is_dir() else []
+    return whole + [folder for folder in inner if (folder / IMAGES).is_dir() or (folder / MASKS).is_dir()]

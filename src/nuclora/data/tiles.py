@@ -237,15 +237,22 @@ class Listing:
 def _hash(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of those below a folder."""
     if path.is_dir():
-        files = [Path(place, name) for place, _, names in os.walk(path, followlinks=True) for name in names]
+        walked = os.walk(path, onerror=_refuse, followlinks=True)
+        files = [Path(place, name) for place, _, names in walked for name in names]
         inside = [(file.relative_to(path).as_posix(), _hash(file)) for file in sorted(files) if not is_junk(file)]
         return hashlib.sha256(json.dumps(inside).encode()).hexdigest()
     try:
         return digest_file(path)
     except OSError as error:
-        raise NucloraError(
-            f"cannot be read ({error.strerror})", path=path, mend="check the path and its permissions"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _refuse(error: OSError) -> None:
+    raise _unreadable(Path(error.filename), error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> NucloraError:
+    return NucloraError(f"cannot be read ({error.strerror})", path=path, mend="check the path and its permissions")
 
 
 def counted(number: int, noun: str) -> str:
