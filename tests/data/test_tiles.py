@@ -435,3 +435,16 @@ def test_a_mask_of_no_numbers_is_refused(tmp_path: Path, values: NDArray[Any]) -
     np.save(tmp_path / "x.npy", values)
     with pytest.raises(NucloraError, match=r"x\.npy: .*(not of numbers|not finite); save one plane"):
         read_mask(tmp_path / "x.npy")
+
+
+def test_a_rotation_that_would_turn_the_pixels_is_refused(tmp_path: Path) -> None:
+    cmyk = np.dstack([rgb(), np.zeros((20, 30), np.uint8)])
+    for orientation in (1, 6):
+        tag = (274, 3, 1, orientation, True)
+        tifffile.imwrite(tmp_path / f"cmyk{orientation}.tif", cmyk, photometric="separated", extratags=[tag])
+        tifffile.imwrite(tmp_path / f"rgb{orientation}.tif", rgb(), photometric="rgb", extratags=[tag])
+        # As the pixels are stored, and as other programs' label maps fit them.
+        np.testing.assert_array_equal(read_image(tmp_path / f"rgb{orientation}.tif"), rgb())
+    np.testing.assert_array_equal(read_image(tmp_path / "cmyk1.tif"), 255 - rgb())
+    with pytest.raises(NucloraError, match=r"cmyk6\.tif: .*SEPARATED with a rotation noted; convert it to 8-bit RGB"):
+        read_image(tmp_path / "cmyk6.tif")

@@ -119,3 +119,10 @@ def test_two_images_of_one_name_are_refused(folder: Path, other: str) -> None:
         names(folder, folder / "deep" / other)
     assert error.value.path == folder / "deep" / other
     assert "a.JPG" in str(error.value)
+
+
+def test_links_of_several_names_to_one_file_are_several_images(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "store").touch()
+    for name in ("x.png", "y.png"):
+        (folder / "deep" / name).symlink_to(tmp_path / "store")
+    assert names(folder / "deep", folder / "deep" / "y.png") == ["d", "x", "y"]

@@ -413,11 +413,13 @@ def test_what_a_kill_left_in_folders_below_goes(prediction: Prediction) -> None:
     assert not (below / ".c.zarr.scratch").exists()
 
 
-def test_an_image_named_summary_is_refused(prediction: Prediction) -> None:
+def test_an_image_named_summary_is_left_out(prediction: Prediction) -> None:
     Image.fromarray(spots(1)).save(prediction.inputs / "Summary.png")
     for overwrite in (False, True):
-        with pytest.raises(NucloraError, match=r"would replace summary\.csv"):
-            prediction(overwrite=overwrite)
+        outcome = prediction(overwrite=overwrite)
+        assert len(outcome.rows) == 3
+        assert ["would replace summary.csv" in str(failure) for failure in outcome.failures] == [True]
+        assert len(summary(prediction.out)) == 3
 
 
 @pytest.mark.parametrize("name", ["a" * 250, "a" * 240, "細胞核" * 26])
@@ -492,6 +494,57 @@ def test_killed_between_two_outputs_it_goes_on(prediction: Prediction, monkeypat
     monkeypatch.undo()
     assert len(prediction().kept) == 1
     assert len(list(prediction.out.glob("im 1*"))) == len(FORMATS)
+
+
+def killed(prediction: Prediction, monkeypatch: pytest.MonkeyPatch, after: int, **options: Any) -> None:
+    """Predict, and die instead of writing the output after so many."""
+    write: Callable[..., None] = module.write_output
+    calls = 0
+
+    def die(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls > after:
+            raise KeyboardInterrupt
+        write(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "write_output", die)
+        with pytest.raises(KeyboardInterrupt):
+            prediction(**options)
+
+
+def test_killed_it_still_knows_what_a_user_has_changed(prediction: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    prediction(formats=("geojson",))
+    killed(prediction, monkeypatch, 0, formats=("labels",))
+    outlines = prediction.out / "im 0.geojson"
+    original = outlines.read_bytes()
+    outlines.write_text("corrected")
+    with pytest.raises(NucloraError, match=r"im 0\.geojson: changed since"):
+        prediction(formats=("labels",))
+    assert outlines.read_text() == "corrected"
+    assert prediction(formats=("labels",), overwrite=True).rows
+    assert outlines.read_bytes() == original
+
+
+def test_killed_over_earlier_outputs_it_goes_on(prediction: Prediction, monkeypatch: pytest.MonkeyPatch) -> None:
+    prediction(formats=("labels", "geojson"))
+    # The labels are replaced, for the table to be of the same make; the outlines are not.
+    killed(prediction, monkeypatch, 1, formats=("table",))
+    assert len(prediction(formats=("table",)).rows) == 3
+    assert (prediction.out / "im 0.csv").exists()
+
+
+def test_killed_it_still_knows_what_was_made_differently(
+    prediction: Prediction, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = {"adapter": {"sha": "a"}, "precision": "bf16"}
+    prediction(formats=("table",))
+    killed(prediction, monkeypatch, 0, formats=("labels",))
+    with pytest.raises(NucloraError, match="made differently: other precision"):
+        prediction(formats=("table",), made_by=other)
+    killed(prediction, monkeypatch, 0, formats=("table",), made_by=other, overwrite=True)
+    assert len(prediction(formats=("table",), made_by=other, overwrite=True).rows) == 3
 
 
 def test_a_torn_line_of_the_notes_is_not_a_line(prediction: Prediction) -> None:

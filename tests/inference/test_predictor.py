@@ -2,6 +2,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -156,3 +157,23 @@ def test_the_model_inside_peft_is_prompted_and_put_in_evaluation_mode(tiny_sam_f
 def test_an_unknown_model_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NucloraError, match="nothing-here"):
         load_model(tmp_path / "nothing-here")
+
+
+@pytest.mark.parametrize(
+    ("image", "told"),
+    [
+        (np.zeros((40, 50), np.uint8), r"uint8 \(40, 50\)"),
+        (np.zeros((40, 50, 4), np.uint8), r"uint8 \(40, 50, 4\)"),
+        (np.zeros((1, 40, 50, 3), np.uint8), r"uint8 \(1, 40, 50, 3\)"),
+        (np.zeros((40, 50, 3)), r"float64 \(40, 50, 3\)"),
+        (np.zeros((0, 50, 3), np.uint8), r"uint8 \(0, 50, 3\)"),
+        ([[1, 2, 3]], "a list"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_its_own_shape(
+    image: Any, told: str, make_fake: Callable[..., Predictor]
+) -> None:
+    predictor = make_fake()
+    for use in (predictor.nuclei, predictor.encode):
+        with pytest.raises(NucloraError, match=rf"{told}, not an image: uint8 \(height, width, 3\); read it with"):
+            use(image)

@@ -122,3 +122,9 @@ def test_an_image_that_would_be_too_large_is_refused(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(scale_module, "MAX_PIXELS", 31_999)
     with pytest.raises(NucloraError, match="enlarged 2 times"):
         DarkPredictor(0.25).nuclei(_discs(), mpp=0.5)
+
+
+@pytest.mark.parametrize("mpp", [0, -1, float("nan"), 0.0001])
+def test_a_size_that_no_pixel_has_is_refused(mpp: float) -> None:
+    with pytest.raises(NucloraError, match=r"^mpp .*: not a plausible size of a pixel"):
+        DarkPredictor(0.25).nuclei(_discs(), mpp=mpp)

@@ -123,15 +123,10 @@ def _model_and_data(places: list[str], base: str | None) -> tuple[str, str]:
 
 def _print_table(console: Console, model: str, protocols: dict[str, Any]) -> None:
     from rich import box
-    from rich.markup import escape
     from rich.table import Table
 
-    table = Table(
-        title=f"{escape(model)}: mean and 95 % interval over tiles",
-        title_justify="left",
-        box=box.SIMPLE_HEAD,
-        padding=0,
-    )
+    console.print(f"{model}: mean and 95 % interval over tiles", soft_wrap=True, highlight=False, markup=False)
+    table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("measure")
     for name, summary in protocols.items():
         done, wanted = summary["tiles"], summary["of_tiles"]

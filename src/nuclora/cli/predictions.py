@@ -43,7 +43,9 @@ def predict_and_print(work: Callable[..., Outcome], *, as_json: bool, workers: W
     outcome = _predict(work, workers)
     console = Console()
     if as_json:
-        failures = [{"image": str(error.path), "reason": error.reason} for error in outcome.failures]
+        failures = [
+            {"image": str(error.path), "reason": error.reason, "mend": error.mend} for error in outcome.failures
+        ]
         images = [{**asdict(row), "kept": row.image in outcome.kept} for row in outcome.rows]
         told = {"out": str(outcome.out), "images": images, "failures": failures, "notes": outcome.notes}
         typer.echo(json.dumps(told, indent=2))

@@ -312,6 +312,10 @@ def _read_tiff_image(path: Path) -> NDArray[Any]:
         if page.photometric not in _OTHER_PHOTOMETRICS:
             kind = getattr(page.photometric, "name", page.photometric)
             raise NucloraError(f"colours of the kind {kind}", path=path, mend="convert it to 8-bit RGB")
+        if getattr(page.tags.get("Orientation"), "value", 1) != 1:
+            # Pillow would turn or mirror the pixels, and no other image's are.
+            told = f"colours of the kind {page.photometric.name} with a rotation noted"
+            raise NucloraError(told, path=path, mend="convert it to 8-bit RGB")
     return _read_pillow_image(path)
 
 

@@ -104,7 +104,8 @@ def _predict(
             if failure := worker.find():
                 return failure
             wanted = folder.begin(job.image, job.sha256, job.made_by, worker.how.formats)
-            row = worker.write({output: folder.path(name, output) for output in wanted})
+            paths = {output: folder.path(name, output) for output in wanted}
+            row = worker.write(paths, functools.partial(folder.wrote, name))
             folder.finish(name, wanted, row)
     except NucloraError as error:
         return failure_of(job, error)

@@ -53,10 +53,11 @@ def find_images(inputs: Sequence[str | Path], *, recursive: bool = False, unique
     Raises:
         NucloraError: An input means no image, or two images would be written under one name.
     """
-    found: dict[Path, ImageFile] = {}
+    found: dict[tuple[Path, str], ImageFile] = {}
     for one in inputs:
         for image in _expand(str(one), recursive):
-            found.setdefault(image.path.resolve(), image)
+            # Files of several names may be links to one, where equal files are stored once.
+            found.setdefault((image.path.resolve(), image.path.name), image)
     images = list(found.values())
     if unique:
         _refuse_equal_names(images)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,13 +71,15 @@ class ImageWorker:
             return _too_large(self._image, error)
         return None
 
-    def write(self, paths: Mapping[str, Path]) -> Row:
-        """Write what was found into files by format; what the summary says of it."""
+    def write(self, paths: Mapping[str, Path], wrote: Callable[[str], None] | None = None) -> Row:
+        """Write what was found into files by format, and call `wrote` after each; what the summary says of it."""
         assert self._image is not None
         assert self._nuclei is not None
         found = ImageNuclei(self._image.path.name, self._pixels, self._nuclei, self.how.microns_per_pixel)
         for output, path in paths.items():
             write_output(path, output, found)
+            if wrote is not None:
+                wrote(output)
         return _row(self._image, self._nuclei, time.monotonic() - self._began)
 
 

@@ -156,7 +156,7 @@ def predict_images(
     named = []
     for image in images:
         try:
-            folder.refuse_long_name(image)
+            folder.refuse_name(image)
             named.append(image)
         except NucloraError as error:
             outcome.failures.append(error)
@@ -169,7 +169,6 @@ def predict_images(
             outcome.kept.add(str(job.image.path))
             folder.drop_parts(job.image.name)
     for job in work:
-        folder.refuse_name(job.image)
         if not how.overwrite:
             folder.refuse_conflict(job.image, job.sha256, job.made_by)
             if job.is_slide:
@@ -189,8 +188,9 @@ def predict_images(
             # It may lie elsewhere than when its row was written.
             outcome.rows.append(replace(row, image=str(job.image.path)))
     known = how.slides.adapters_microns
-    if known is None and any(job.is_slide or how.microns_per_pixel for job in jobs):
+    done = [job for job in jobs if job.image.name not in failed]
+    if known is None and any(job.is_slide or how.microns_per_pixel for job in done):
         outcome.notes.append("not rescaled: the adapter does not say at how many microns per pixel it was trained")
-    elif known is not None and how.microns_per_pixel is None and not all(job.is_slide for job in jobs):
+    elif known is not None and how.microns_per_pixel is None and not all(job.is_slide for job in done):
         outcome.notes.append(f"images are taken for {known:g} microns per pixel: --mpp where they are not")
     return outcome

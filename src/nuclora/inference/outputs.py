@@ -86,6 +86,7 @@ class Record:
         row: Its row of the summary, once its outputs are there.
         written: Size and time of change in nanoseconds of each output when it was written, by format: what somebody
             has changed since is not replaced.
+        before: What the outputs were made from that these are to replace or to go with, until these are there.
     """
 
     name: str
@@ -95,6 +96,7 @@ class Record:
     formats: list[str] = field(default_factory=list)
     row: Row | None = None
     written: dict[str, list[int]] = field(default_factory=dict)
+    before: Record | None = None
 
 
 @contextlib.contextmanager
@@ -122,7 +124,8 @@ class OutputFolder:
 
     Args:
         root: An existing folder.
-        overwrite: Drop damaged notes, instead of refusing them: what is made anew needs none.
+        overwrite: Drop damaged notes, instead of refusing them, and what is noted of outputs that are replaced: what is
+            made anew needs none.
 
     Raises:
         NucloraError: Its notes are damaged, or there is a summary without any.
@@ -130,6 +133,7 @@ class OutputFolder:
 
     def __init__(self, root: Path, *, overwrite: bool = False) -> None:
         self.root = root
+        self._overwrite = overwrite
         self._log = AppendLog(root / _LOG)
         if self._log.is_empty and self._summary.exists() and not overwrite:
             raise NucloraError("there already, and not from `nuclora predict`", path=self._summary, mend=_MEND)
@@ -178,23 +182,16 @@ class OutputFolder:
             and all(output in record.formats and self.path(image.name, output).exists() for output in formats)
         )
 
-    def refuse_long_name(self, image: ImageFile) -> None:
+    def refuse_name(self, image: ImageFile) -> None:
         """See that the outputs of an image can be called after it.
 
         Raises:
-            NucloraError: Their names would be too long for a file system.
-        """
-        if len(os.fsencode(Path(image.name).name)) > _LONGEST_NAME:
-            raise NucloraError("the name is too long for its outputs", path=image.path, mend="rename the image")
-
-    def refuse_name(self, image: ImageFile) -> None:
-        """See that the outputs of an image are not called as the folder's own.
-
-        Raises:
-            NucloraError: They would be.
+            NucloraError: Their names would be too long for a file system, or the folder's own.
         """
         if image.name.casefold() == SUMMARY:
             raise NucloraError(f"its table would replace {SUMMARY}.csv", path=image.path, mend="rename the image")
+        if len(os.fsencode(Path(image.name).name)) > _LONGEST_NAME:
+            raise NucloraError("the name is too long for its outputs", path=image.path, mend="rename the image")
 
     def refuse_conflict(self, image: ImageFile, sha256: str, made_by: Mapping[str, Any]) -> None:
         """See that the outputs of an image replace none that were made of something else, or by somebody.
@@ -203,15 +200,16 @@ class OutputFolder:
             NucloraError: They would.
         """
         record = self.records.get(image.name)
-        if record is not None and record.row is not None:
-            if record.sha256 != sha256 and Path(record.path) != image.path.resolve():
+        made = _finished(record)
+        if made is not None:
+            if made.sha256 != sha256 and Path(made.path) != image.path.resolve():
                 raise NucloraError(
-                    f"there are nuclei of another image of this name, {record.path}",
+                    f"there are nuclei of another image of this name, {made.path}",
                     path=self.root / image.name,
                     mend=_MEND,
                 )
-            keys = {**record.made_by, **made_by}
-            if differing := [key for key in keys if record.made_by.get(key) != made_by.get(key)]:
+            keys = {**made.made_by, **made_by}
+            if differing := [key for key in keys if made.made_by.get(key) != made_by.get(key)]:
                 raise NucloraError(
                     f"there are nuclei that were made differently: other {', '.join(differing)}",
                     path=self.root / image.name,
@@ -234,15 +232,24 @@ class OutputFolder:
         record = self.records.get(image.name)
         there = [output for output in FORMATS if record is not None and self.path(image.name, output).exists()]
         wanted = [output for output in FORMATS if output in formats or output in there]
-        self._add(Record(image.name, str(image.path.resolve()), sha256, made_by, wanted))
+        begun = Record(image.name, str(image.path.resolve()), sha256, made_by, wanted)
+        if record is not None and not self._overwrite:
+            begun = replace(begun, written=record.written, before=_finished(record))
+        self._add(begun)
         return wanted
+
+    def wrote(self, name: str, output: str) -> None:
+        """Note that an output that was there has been written anew: after a kill it is none that somebody changed."""
+        record = self.records[name]
+        if output in record.written:
+            self._add(replace(record, written=record.written | {output: _stamp(self.path(name, output))}))
 
     def finish(self, name: str, formats: Sequence[str], row: Row) -> None:
         """Note that the outputs of an image are there."""
         paths = {output: self.path(name, output) for output in formats}
         # A file system that machines share may not show yet what another one has written.
         written = {output: _stamp(path) for output, path in paths.items() if path.exists()}
-        self._add(replace(self.records[name], formats=list(formats), row=row, written=written))
+        self._add(replace(self.records[name], formats=list(formats), row=row, written=written, before=None))
 
     def drop_parts(self, name: str) -> None:
         """Remove the parts of a slide whose outputs are there, where a kill came in between.
@@ -276,6 +283,10 @@ class OutputFolder:
     def write_summary(self) -> None:
         """Write ``summary.csv``, a row for each image whose outputs are in the folder."""
         rows = [asdict(record.row) for record in self.records.values() if record.row is not None]
+        for row in rows:
+            if row["tissue_mm2"] is not None:
+                # Of a small region four decimals are too few.
+                row["tissue_mm2"] = f"{row['tissue_mm2']:.6g}"
         if rows or self._summary.exists():
             write_rows(self._summary, list(Row.__dataclass_fields__), (row.values() for row in rows))
 
@@ -284,15 +295,26 @@ class OutputFolder:
         if "stamp" in fields:
             self.hashes.restore(fields)
             return
-        row = Row(**fields.pop("row")) if fields["row"] else None
-        record = Record(**(fields | {"row": row}))
-        if not all(isinstance(getattr(record, name), kind) for name, kind in _KINDS.items()):
-            raise TypeError(f"a field of another type than {_KINDS}")
+        record = _record(fields)
         self.records[record.name] = record
 
     def _add(self, record: Record) -> None:
         self._log.append(json.dumps(asdict(record)))
         self.records[record.name] = record
+
+
+def _record(fields: Mapping[str, Any]) -> Record:
+    row = Row(**fields["row"]) if fields["row"] else None
+    before = _record(fields["before"]) if fields.get("before") else None
+    record = Record(**{**fields, "row": row, "before": before})
+    if not all(isinstance(getattr(record, name), kind) for name, kind in _KINDS.items()):
+        raise TypeError(f"a field of another type than {_KINDS}")
+    return record
+
+
+def _finished(record: Record | None) -> Record | None:
+    """The record of outputs that are all there: this one, or the one that it was begun after."""
+    return record if record is None or record.row is not None else record.before
 
 
 def _stamp(path: Path) -> list[int]:

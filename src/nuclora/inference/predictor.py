@@ -21,10 +21,11 @@ from nuclora.inference.scale import labels_back, rescale, scale_to
 from nuclora.inference.scores import Calibration, expected_ious, find_nuclei
 from nuclora.inference.views import show, undo, views
 from nuclora.inference.windows import Known, Part, predict_windows
+from nuclora.io.microns import require_plausible
 from nuclora.models.dense_decoder import activate
 from nuclora.models.dense_sam import DenseSam
 from nuclora.models.precision import AUTOCAST, Precision
-from nuclora.models.preprocess import Normalise, prepare
+from nuclora.models.preprocess import Normalise, prepare, require_rgb
 from nuclora.recipe import DenseSettings, EvaluateSettings
 
 if TYPE_CHECKING:
@@ -144,7 +145,12 @@ class Predictor:
         self._network: DenseNetwork = network or sam
 
     def encode(self, image: NDArray[np.uint8]) -> EncodedImage:
-        """Encode an image, uint8 (H, W, 3), of any height and width."""
+        """Encode an image, uint8 (H, W, 3), of any height and width.
+
+        Raises:
+            NucloraError: It is no such image.
+        """
+        require_rgb(image)
         self.model.eval()
         side = self._side(image.shape[0] * image.shape[1])
         pixels = prepare(image, side, self.normalise, antialias=self.dense is not None)
@@ -255,8 +261,9 @@ class Predictor:
             known: Windows that were predicted before, see there; for the same number of views.
 
         Raises:
-            NucloraError: The model has no dense decoder.
+            NucloraError: The model has no dense decoder, or the image is none.
         """
+        require_rgb(image)
         window, margin = self.lattice
         planes = predict_windows(
             image, window, margin, lambda pixels: self.window_planes(pixels, views), part=part, known=known
@@ -310,8 +317,11 @@ class Predictor:
                 rescaled for the model, and the labels back; by default it is taken as it is.
 
         Raises:
-            NucloraError: The model has no dense decoder, or the image would be too large at its scale.
+            NucloraError: The model has no dense decoder, the image is none, no pixel is so large or small as `mpp`
+                says, or the image would be too large at its scale.
         """
+        require_rgb(image)
+        require_plausible(mpp, "mpp")
         settings = settings or self.settings
         scale = scale_to(self.microns_per_pixel, mpp)
         shown = image if scale == 1 else rescale(image, scale)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -56,7 +57,8 @@ def predict_slide(
     with open_work(job, folder.parts(name), how.slides, predictor.lattice, overwrite=how.overwrite) as work:
         predict_blocks(work.canvas, work.blocks, work.tissue, predictor, how.settings, work.parts, progress)
         wanted = folder.begin(job.image, job.sha256, job.made_by, how.formats)
-        row = work.write({output: folder.path(name, output) for output in wanted})
+        paths = {output: folder.path(name, output) for output in wanted}
+        row = work.write(paths, functools.partial(folder.wrote, name))
     folder.finish(name, wanted, row)
     work.parts.remove()
 
@@ -79,11 +81,12 @@ class SlideWork:
     blocks: Sequence[Block]
     parts: Parts
 
-    def write(self, paths: Mapping[str, Path]) -> Row:
+    def write(self, paths: Mapping[str, Path], wrote: Callable[[str], None] | None = None) -> Row:
         """Write its outputs, once all blocks are done.
 
         Args:
             paths: Files by format.
+            wrote: Called with each format once it is written.
 
         Returns:
             What the summary says of it.
@@ -94,6 +97,8 @@ class SlideWork:
         began = time.monotonic()
         for output, path in paths.items():
             write_output(path, output, self.canvas, self.blocks, self.parts)
+            if wrote is not None:
+                wrote(output)
         count, area = self.parts.totals()
         seconds = self.parts.seconds() + time.monotonic() - began
         mean = area / count if count else None

@@ -17,11 +17,12 @@ _UNITS: Final = {2: "inch", 3: "centimeter", 4: "millimeter", 5: "micrometer"}
 _OME_UNITS: Final = {"µm": 1.0, "μm": 1.0, "um": 1.0, "nm": 1e-3, "mm": 1e3, "cm": 1e4, "m": 1e6}
 
 
-def require_plausible(microns: float | None) -> None:
+def require_plausible(microns: float | None, name: str = "--mpp") -> None:
     """See that what a user says is a size that a pixel of a microscope's image can have.
 
     Args:
         microns: Microns per pixel; None where nothing is said.
+        name: What the user calls it.
 
     Raises:
         NucloraError: Not 0.05 to 10.
@@ -29,7 +30,7 @@ def require_plausible(microns: float | None) -> None:
     if microns is not None and not _plausible(microns):
         least, most = _PLAUSIBLE
         raise NucloraError(
-            f"--mpp {microns:g}: not a plausible size of a pixel",
+            f"{name} {microns:g}: not a plausible size of a pixel",
             mend=f"give {least:g} to {most:g} microns per pixel: 0.25 is 40x, 0.5 is 20x",
         )
 

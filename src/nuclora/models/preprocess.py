@@ -10,12 +10,29 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from nuclora.errors import NucloraError
+
 Normalise = Literal["unit", "imagenet", "minmax"]
 """How pixel values are scaled; see :func:`prepare`."""
 
 # Of SAM's training images, in RGB and units of 255 levels.
 _IMAGENET_MEAN = (123.675, 116.28, 103.53)
 _IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+def require_rgb(image: NDArray[np.uint8]) -> None:
+    """See that an array that a caller has made is an RGB image.
+
+    Raises:
+        NucloraError: Not uint8 (H, W, 3), or without pixels.
+    """
+    is_array = isinstance(image, np.ndarray)
+    if not is_array or image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or image.size == 0:
+        what = f"an array of {image.dtype} {image.shape}" if is_array else f"a {type(image).__name__}"
+        raise NucloraError(
+            f"{what}, not an image: uint8 (height, width, 3)",
+            mend='read it with numpy.asarray(PIL.Image.open(path).convert("RGB"))',
+        )
 
 
 def prepare(image: NDArray[np.uint8], size: int, normalise: Normalise, *, antialias: bool = False) -> Tensor:
@@ -32,8 +49,6 @@ def prepare(image: NDArray[np.uint8], size: int, normalise: Normalise, *, antial
     Returns:
         float32 (3, size, size).
     """
-    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
-        raise ValueError(f"expected uint8 (height, width, 3), got {image.dtype} {image.shape}")
     # A copy: the array may be read-only, which torch warns of.
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
     if pixels.shape[1:] != (size, size):
