@@ -373,7 +373,9 @@ def test_an_image_that_is_no_file_is_told_as_such(make, tmp_path):
         (tmp_path / folder).mkdir()
     make(tmp_path / "images" / "a.png")
     np.save(tmp_path / "labels" / "a.npy", np.zeros((4, 4), np.int32))
-    with pytest.raises(NucloraError, match=r"images/a\.png is no file, or a link to none"):
+    with pytest.raises(
+        NucloraError, match=r"images/a\.png(: no file, or a link to none| is a folder, not a file); put"
+    ):
         open_tiles(tmp_path)
 
 

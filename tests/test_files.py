@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from nuclora.errors import NucloraError
-from nuclora.files import AppendLog, atomic_folder, remove_torn, write_atomic
+from nuclora.files import AppendLog, atomic_folder, remove_torn, require_openable, write_atomic
 
 
 def _names(folder: Path) -> list[str]:
@@ -256,3 +256,17 @@ def test_an_old_folder_survives_a_failure_and_what_a_kill_left_goes(error, tmp_p
     _fill(path, "new")
     assert [file.name for file in path.rglob("*")] == ["deep", "file"]
     assert _names(tmp_path) == ["folder"]
+
+
+def test_a_file_that_safetensors_cannot_open_is_told_apart_from_a_missing_one(tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError):
+        require_openable(tmp_path / "none")
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff"))
+    with pytest.raises(NucloraError, match="not UTF-8, and weights are only read from such; rename the folder"):
+        require_openable(odd)
+    (tmp_path / "locked").touch()
+    monkeypatch.setattr(Path, "open", _raiser(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(
+        NucloraError, match=r"locked: cannot be read \(Permission denied\); check the path and its perm"
+    ):
+        require_openable(tmp_path / "locked")

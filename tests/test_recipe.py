@@ -302,3 +302,22 @@ def test_the_hash_does_not_depend_on_the_order_or_spelling_of_a_file(tmp_path):
     a.write_text("name: mine\nbase: mobile_sam\nloss: {bce: 1, dice: 0.50}\n")
     b.write_text("loss:\n  dice: 5.0e-1\n  bce: 1.0\nbase: mobile_sam\nname: 'mine'\n")
     assert load_recipe(a).sha256 == load_recipe(b).sha256
+
+
+@pytest.mark.parametrize("value", ["010", "1:30", "-010", "1:30.5", "0_1"])
+def test_numbers_that_yaml_once_read_otherwise_are_refused(value, tmp_path):
+    with pytest.raises(NucloraError, match=f"--set seed={value}: the value is not YAML .*leading zeros and colons"):
+        load_recipe("paper", [f"seed={value}"])
+    path = tmp_path / "recipe.yaml"
+    path.write_text(load_recipe("paper").to_yaml().replace("seed: 42", f"seed: {value}"))
+    with pytest.raises(NucloraError, match=r"recipe\.yaml: not YAML \(line .*leading zeros and colons"):
+        load_recipe(path)
+
+
+def test_a_section_that_is_null_can_be_set(tmp_path):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(load_recipe("paper").to_yaml())
+    overrides = ["dense.window=512", "augment.crop=320"]
+    assert load_recipe(path, overrides) == load_recipe("paper", overrides)
+    with pytest.raises(NucloraError, match=r"--set seed\.a=1: seed has no fields; see"):
+        load_recipe("paper", ["seed.a=1"])

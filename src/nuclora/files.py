@@ -55,6 +55,27 @@ def digest_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def require_openable(path: Path) -> None:
+    """See that safetensors can open a file: it calls one missing that it may not read.
+
+    Raises:
+        FileNotFoundError: There is none.
+        NucloraError: It may not be read, or its path is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        told = "the path is not UTF-8, and weights are only read from such"
+        raise NucloraError(told, path=path, mend="rename the folder") from error
+    try:
+        path.open("rb").close()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        told = f"cannot be read ({error.strerror})"
+        raise NucloraError(told, path=path, mend="check the path and its permissions") from error
+
+
 @contextlib.contextmanager
 def damaged(path: Path, mend: str) -> Iterator[None]:
     """Turn what a damaged file leads its parser to into one line.

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from nuclora.errors import NucloraError
-from nuclora.yaml_files import NOT_YAML, load_yaml, parse_yaml, read_yaml_file
+from nuclora.yaml_files import NOT_YAML, load_yaml, parse_yaml, read_yaml_file, yaml_fault
 
 Views = Literal[1, 2, 4, 8]
 VIEWS: tuple[Views, ...] = get_args(Views)
@@ -120,7 +120,9 @@ class PromptSettings(_Strict):
     per_tile: int | None = Field(
         None, ge=0, description="at most so many nuclei a tile and step; 0: prompts are not trained; null: all"
     )
-    chunk: int = Field(64, ge=1, description="prompts decoded at once; bounds memory, not results")
+    chunk: int = Field(
+        64, ge=1, description="prompts decoded at once; bounds memory, not results but by rounding and dropout"
+    )
 
 
 class LossSettings(_Strict):
@@ -415,7 +417,8 @@ def _set_field(fields: dict[str, Any], override: str) -> None:
     try:
         value = load_yaml(text)
     except NOT_YAML as error:
-        raise NucloraError(f"--set {override}: the value is not YAML") from error
+        told = f"--set {override}: the value is not YAML ({yaml_fault(error)})"
+        raise NucloraError(told, mend="write it as in a recipe's file") from error
     if isinstance(value, str):
         # YAML 1.1 reads 5e-4 as a string; people write learning rates so.
         with contextlib.suppress(ValueError):
@@ -425,7 +428,10 @@ def _set_field(fields: dict[str, Any], override: str) -> None:
         path, value = "train.accumulation", 1
     *parents, leaf = path.split(".")
     for parent in parents:
-        fields = fields.setdefault(parent, {})
+        if fields.get(parent) is None:
+            # A recipe that was written out says of a section that it has not: null.
+            fields[parent] = {}
+        fields = fields[parent]
         if not isinstance(fields, dict):
-            raise NucloraError(f"--set {override}: {parent} has no fields")
+            raise NucloraError(f"--set {override}: {parent} has no fields", mend=_MEND)
     fields[leaf] = value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +13,11 @@ from nuclora.errors import NucloraError
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises: 2020-99-99 is a ValueError to it, and a thousand brackets are a RecursionError."""
 
+_OLD_NUMBER = re.compile(r":|^[-+]?0[0-9_]")
 
-class _EachKeyOnce(yaml.SafeLoader):
-    """YAML forbids a key that is there twice; PyYAML takes the last, and what stood under the first is lost."""
+
+class _Strict(yaml.SafeLoader):
+    """Without what PyYAML takes in silence: a key that is there twice, and numbers that are not what they seem."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -27,14 +30,34 @@ class _EachKeyOnce(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
+    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
+        _refuse_old_numbers(node)
+        return super().construct_yaml_int(node)
+
+    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
+        _refuse_old_numbers(node)
+        return super().construct_yaml_float(node)
+
+
+for _kind in ("int", "float"):
+    _Strict.add_constructor(f"tag:yaml.org,2002:{_kind}", getattr(_Strict, f"construct_yaml_{_kind}"))
+
+
+def _refuse_old_numbers(node: yaml.ScalarNode) -> None:
+    """To YAML 1.1, and so to PyYAML, 010 is eight and 1:30 is ninety."""
+    if _OLD_NUMBER.search(node.value):
+        told = f"{node.value} would be another number to some: write it without leading zeros and colons"
+        raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
+
 
 def load_yaml(text: str) -> Any:
     """What a text in YAML says, plain values alone.
 
     Raises:
-        YAMLError, ValueError, RecursionError: It is not YAML (`NOT_YAML`), or a mapping has a key twice.
+        YAMLError, ValueError, RecursionError: It is not YAML (`NOT_YAML`), has a key twice, or a number with leading
+            zeros or colons.
     """
-    return yaml.load(text, _EachKeyOnce)
+    return yaml.load(text, _Strict)
 
 
 def read_yaml_file(source: str, absent: str, choice: str) -> str:
@@ -75,10 +98,10 @@ def parse_yaml(text: str, source: str, mend: str) -> Any:
     try:
         return load_yaml(text)
     except NOT_YAML as error:
-        raise NucloraError(f"not YAML ({_fault(error)})", path=source, mend=mend) from error
+        raise NucloraError(f"not YAML ({yaml_fault(error)})", path=source, mend=mend) from error
 
 
-def _fault(error: Exception) -> str:
+def yaml_fault(error: Exception) -> str:
     """What is wrong with text that is not YAML, in a few words: the place, and what the parser says."""
     if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import SamModel
 
 from nuclora.errors import NucloraError
-from nuclora.models.adapter import AdapterCard, load_adapter, merge, save_adapter
+from nuclora.models.adapter import AdapterCard, load_adapter, merge, read_card, read_recipe, read_tensors, save_adapter
 from nuclora.models.checkpoints import load_base, sha256_of
 from nuclora.models.lora import adapt
 from nuclora.models.sam import NucleiSam
@@ -242,3 +242,32 @@ def test_an_input_that_the_base_cannot_take(adapter: Path, tiny_sam_folder: Path
     path.write_text(json.dumps({**json.loads(path.read_text()), "input_size": 50}))
     with pytest.raises(NucloraError, match=r"nuclora\.json: input_size: input of 50 x 50 pixels"):
         load_adapter(adapter, tiny_sam_folder)
+
+
+@pytest.mark.parametrize("field", ["stain_reference", "recipe"])
+def test_a_card_of_another_version_says_which(adapter: Path, field: str) -> None:
+    path = adapter / "nuclora.json"
+    fields = json.loads(path.read_text()) | {"nuclora": "9.0.0"}
+    if field == "recipe":
+        fields["recipe"]["lookahead"] = 3
+    else:
+        fields[field] = [1, 2]
+    path.write_text(json.dumps(fields))
+    with pytest.raises(NucloraError, match=r"nuclora 9\.0\.0 wrote it, and this is .*: install that version"):
+        read_recipe(adapter, read_card(adapter))
+
+
+def test_what_may_not_be_read_is_not_called_missing(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = Path.open
+
+    def refuse(path: Path, *arguments: Any, **more: Any) -> Any:
+        if path.parent == adapter:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return whole(path, *arguments, **more)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    for read in (lambda: read_card(adapter), lambda: read_tensors(adapter / "adapter_model.safetensors")):
+        with pytest.raises(
+            NucloraError, match=r"cannot be read \(Permission denied\); check the path and its permissions"
+        ):
+            read()

@@ -3,6 +3,7 @@ from __future__ import annotations
 import hashlib
 import http.server
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator
@@ -248,3 +249,13 @@ def test_published_facts_are_whole() -> None:
             assert len(base.sha256) == 64
             assert base.bytes > 1e7
             assert base.url or base.package
+
+
+def test_without_a_home_there_are_the_packaged_weights_and_no_download(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("NUCLORA_WEIGHTS", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    with pytest.raises(NucloraError, match="the weights of sam_vit_b are not on this machine"):
+        find_weights("sam_vit_b")
+    with pytest.raises(NucloraError, match="no home folder to put weights into; set NUCLORA_WEIGHTS"):
+        fetch("sam_vit_b")

@@ -85,3 +85,8 @@ def test_weights_list(invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path:
 def test_weights_fetch_of_what_has_no_address(invoke: Invoke) -> None:
     with pytest.raises(NucloraError, match="cannot be downloaded by themselves"):
         invoke("weights", "fetch", "custom")
+
+
+def test_params_refuses_an_input_that_the_base_cannot_take(invoke: Invoke) -> None:
+    with pytest.raises(NucloraError, match="squares of a multiple of 16; the nearest is 96"):
+        invoke("params", "--recipe", "paper", "--base", "mobile_sam", "--set", "input.size=100")

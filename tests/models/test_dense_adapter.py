@@ -128,3 +128,14 @@ def test_weights_that_do_not_fit_are_left_to_peft_which_says_so(
     assert load_dense_adapter(adapter) is None
     with pytest.raises(NucloraError, match="not the weights of this adapter"):
         load_model(adapter, device="cpu", prompts=False)
+
+
+@pytest.mark.parametrize("parts", [5, True, float("inf"), "vision_encoder", None])
+def test_odd_parts_are_left_to_peft_or_told_in_one_line(adapter: Path, parts: object) -> None:
+    config = json.loads((adapter / CONFIG).read_text())
+    config["modules_to_save"] = parts
+    if parts is None:
+        del config["modules_to_save"]
+    (adapter / CONFIG).write_text(json.dumps(config))
+    with pytest.raises(NucloraError, match="adapter"):
+        load_model(adapter)

@@ -84,6 +84,9 @@ def _missing(folder: Path, name: str, path: Path, what: str) -> NucloraError:
     other = sorted(entry.name for entry in nearby.iterdir() if composed(entry.stem) == stem) if nearby.is_dir() else []
     if other:
         allowed = LABEL_SUFFIXES if folder.name == LABELS else IMAGE_SUFFIXES
+        if folders := [entry for entry in other if Path(entry).suffix.lower() in allowed]:
+            told = f"no {what}: {shown}/{folders[0]} is a folder, not a file"
+            return NucloraError(told, path=path, mend="put the file there")
         kinds = ", ".join(sorted(suffix[1:] for suffix in allowed))
         return NucloraError(f"no {what}: {shown}/{other[0]} is none of {kinds}", path=path, mend="convert it")
     return NucloraError(f"no {what}", path=path, mend=f"add {folder.name}/{name} with its suffix, or remove this file")

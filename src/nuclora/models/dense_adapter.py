@@ -80,6 +80,7 @@ def _plain_config(path: Path) -> dict[str, Any] | None:
         plain = config["peft_type"] == "LORA" and config["r"] > 0 and config["lora_alpha"] >= 0
         # Some first weights, named by a word, are taken out of the base.
         plain = plain and isinstance(config["init_lora_weights"], bool)
+        plain = plain and isinstance(config["modules_to_save"], list | None)
         others = {name: value for name, value in config.items() if name not in _READ | _WITHOUT_EFFECT}
     except (OSError, ValueError, TypeError, KeyError, AttributeError, re.error):
         return None

@@ -98,6 +98,8 @@ def count_recipe(recipe: Recipe, weights: Path | None = None) -> ParameterTable:
         weights: The `transformers` folder of a custom base; other bases need none.
     """
     model = build_base(recipe.base, weights)
+    if recipe.input.size is not None:
+        model.check_input(recipe.input.size, recipe.input.size)
     adapted = adapt(model, recipe.adapter, recipe.seed)
     if recipe.dense is not None:
         model.add_dense_decoder(recipe.dense, recipe.seed)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from nuclora.errors import NucloraError
-from nuclora.files import write_atomic
+from nuclora.files import require_openable, write_atomic
 from nuclora.training.average import MovingAverage
 
 
@@ -85,9 +85,10 @@ def load_checkpoint(
         The position.
 
     Raises:
-        NucloraError: The file is corrupt or of another model.
+        NucloraError: The file is corrupt, of another model, or may not be read.
     """
     try:
+        require_openable(path)
         with safetensors.safe_open(path, "pt") as file:
             position: dict[str, Any] = json.loads(file.metadata()["position"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
