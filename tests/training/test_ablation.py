@@ -182,7 +182,7 @@ def _changed(*rows: tuple[str, str]) -> ChangeList:
     ("changes", "told"),
     [
         (_changed(("a", "seed=1"), ("b", "train.epoch=3")), "row b: not a valid recipe: train.epoch: no such field"),
-        (_changed(("a", "seed=1"), ("b", "seed=01")), "rows a and b are the same recipe; leave one out: --only refer"),
+        (_changed(("a", "seed=1"), ("b", "seed=+1")), "rows a and b are the same recipe; leave one out: --only refer"),
         (_changed(("a", "seed=7")), "rows reference and a are the same recipe; leave one out: --only reference"),
         (_changed(("a", "seed=1"), ("b", "name=other")), "rows reference and b are the same recipe"),
         (_changed(("a", "seed=1"), ("b", "adapter.last_blocks=9")), "row b: adapter.last_blocks=9, but"),

@@ -275,11 +275,13 @@ def read_card(folder: Path) -> AdapterCard:
         raise NucloraError("no such folder", path=folder, mend="name the folder of an adapter")
     content = b""
     try:
-        require_openable(path)
         content = path.read_bytes()
         return AdapterCard.model_validate_json(content)
     except FileNotFoundError as error:
         raise NucloraError("not an adapter of nuclora: no nuclora.json", path=folder, mend=_MEND) from error
+    except OSError as error:
+        told = f"cannot be read ({error.strerror})"
+        raise NucloraError(told, path=path, mend="check the path and its permissions") from error
     except ValidationError as error:
         mend = _mend_of_version(_version_told(content))
         raise NucloraError(f"not a valid card: {fault(error)}", path=path, mend=mend) from error
