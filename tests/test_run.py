@@ -324,3 +324,9 @@ def test_everything_is_inside_the_run(tmp_path):
     assert run.checkpoint_path(3).parent == run.best_path(3).parent == run.fold_folder(3)
     write_atomic(run.summary_path, "{}")
     assert run.report_folder.parent == run.folder
+
+
+def test_a_folder_whose_weights_could_not_be_read_again_is_refused_at_once(tmp_path):
+    with pytest.raises(NucloraError, match="not UTF-8, and weights are only read from such; rename the folder"):
+        _start(tmp_path / "run\udcff")
+    assert not any(tmp_path.iterdir())

@@ -62,18 +62,31 @@ def require_openable(path: Path) -> None:
         FileNotFoundError: There is none.
         NucloraError: It may not be read, or its path is not UTF-8.
     """
-    try:
-        str(path).encode()
-    except UnicodeEncodeError as error:
-        told = "the path is not UTF-8, and weights are only read from such"
-        raise NucloraError(told, path=path, mend="rename the folder") from error
+    require_utf8(path)
     try:
         path.open("rb").close()
     except FileNotFoundError:
         raise
     except OSError as error:
-        told = f"cannot be read ({error.strerror})"
-        raise NucloraError(told, path=path, mend="check the path and its permissions") from error
+        raise unreadable(path, error) from error
+
+
+def require_utf8(path: Path) -> None:
+    """See that safetensors takes a path.
+
+    Raises:
+        NucloraError: It is not UTF-8.
+    """
+    try:
+        str(path).encode()
+    except UnicodeEncodeError as error:
+        told = "the path is not UTF-8, and weights are only read from such"
+        raise NucloraError(told, path=path, mend="rename the folder") from error
+
+
+def unreadable(path: Path, error: OSError) -> NucloraError:
+    """The error of a file or folder that the operating system does not let us read."""
+    return NucloraError(f"cannot be read ({error.strerror})", path=path, mend="check the path and its permissions")
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation, Row
-from nuclora.files import AppendLog, damaged, disk_errors, hold, write_atomic
+from nuclora.files import AppendLog, damaged, disk_errors, hold, require_utf8, write_atomic
 from nuclora.machine import environment
 from nuclora.recipe import Recipe, load_recipe
 
@@ -143,6 +143,7 @@ class Run:
             "folds_sha256": folds.sha256,
         }
         own = {"recipe.yaml": recipe.to_yaml(), "folds.csv": folds.to_csv()}
+        require_utf8(folder)
         # Looked at before run.json is, which of several processes that start together another may write meanwhile.
         strangers = folder.is_dir() and not all(_left_by_a_start(path, own) for path in folder.iterdir())
         if not (folder / "run.json").exists():

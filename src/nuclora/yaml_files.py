@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from nuclora.errors import NucloraError
+from nuclora.files import unreadable
 
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises: 2020-99-99 is a ValueError to it, and a thousand brackets are a RecursionError."""
@@ -80,8 +81,7 @@ def read_yaml_file(source: str, absent: str, choice: str) -> str:
             raise NucloraError("a folder, not a YAML file", path=Path(source), mend=choice) from error
         if isinstance(error, FileNotFoundError):
             raise NucloraError(absent, path=source, mend=choice) from error
-        told = f"cannot be read ({error.strerror})"
-        raise NucloraError(told, path=source, mend="check the path and its permissions") from error
+        raise unreadable(Path(source), error) from error
 
 
 def parse_yaml(text: str, source: str, mend: str) -> Any:

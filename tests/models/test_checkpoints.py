@@ -162,7 +162,7 @@ def test_faulty_transformers_folders(tiny_sam_folder: Path, tmp_path: Path) -> N
     with pytest.raises(NucloraError, match=r"missing mask_decoder\.iou_token.weight"):
         load_base("custom", folder)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(NucloraError, match=r"model.safetensors: cannot be read"):
+    with pytest.raises(NucloraError, match=r"model.safetensors: no such file in the folder"):
         load_base("custom", folder)
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(NucloraError, match="not 'sam'"):

@@ -15,7 +15,7 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from nuclora.data import nuinsseg
 from nuclora.data.download import PATIENCE, Progress, download, require_space
 from nuclora.errors import NucloraError
-from nuclora.files import disk_errors, hold_file, place_of_new
+from nuclora.files import disk_errors, hold_file, place_of_new, unreadable
 
 ZENODO = "https://zenodo.org"
 RECORD = 10518968
@@ -72,7 +72,7 @@ def unpack_zip(archive: Path, dest: Path, *, max_bytes: int, max_files: int, pro
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
     except OSError as error:
-        raise NucloraError(f"cannot be read ({error.strerror})", path=archive) from error
+        raise unreadable(archive, error) from error
     # RuntimeError: encrypted, or packed in a way that Python does not know.
     except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
         raise NucloraError(f"not a whole ZIP archive ({error})", path=archive, mend=damaged) from error

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from nuclora.data.images import read_image, read_labels, read_mask
 from nuclora.errors import NucloraError
-from nuclora.files import digest_file
+from nuclora.files import digest_file, unreadable
 
 NO_GROUP = "all"
 """Group of tiles that lie in no organ's folder."""
@@ -244,15 +244,11 @@ def _hash(path: Path) -> str:
     try:
         return digest_file(path)
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
 
 
 def _refuse(error: OSError) -> None:
-    raise _unreadable(Path(error.filename), error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> NucloraError:
-    return NucloraError(f"cannot be read ({error.strerror})", path=path, mend="check the path and its permissions")
+    raise unreadable(Path(error.filename), error) from error
 
 
 def counted(number: int, noun: str) -> str:

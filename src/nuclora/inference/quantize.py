@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from nuclora.data.images import MAX_PIXELS, read_image
 from nuclora.errors import NucloraError
 from nuclora.extras import require
-from nuclora.files import atomic_folder
+from nuclora.files import atomic_folder, unreadable
 from nuclora.inference.canvas import SlideOptions, find_tissue, open_canvas
 from nuclora.inference.image_files import find_images
 from nuclora.inference.loading import load_model
@@ -133,7 +133,7 @@ def _read(file: Path) -> bytes:
     try:
         return file.read_bytes()
     except OSError as error:
-        raise NucloraError(f"cannot be read ({error.strerror})", path=file, mend="check its permissions") from error
+        raise unreadable(file, error) from error
 
 
 def _draw_windows(

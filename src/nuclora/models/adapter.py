@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
 from nuclora.errors import NucloraError
-from nuclora.files import atomic_folder, require_openable, write_atomic
+from nuclora.files import atomic_folder, require_openable, unreadable, write_atomic
 from nuclora.io.microns import require_plausible
 from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import LoadedBase, load_base, require_finite
@@ -280,8 +280,7 @@ def read_card(folder: Path) -> AdapterCard:
     except FileNotFoundError as error:
         raise NucloraError("not an adapter of nuclora: no nuclora.json", path=folder, mend=_MEND) from error
     except OSError as error:
-        told = f"cannot be read ({error.strerror})"
-        raise NucloraError(told, path=path, mend="check the path and its permissions") from error
+        raise unreadable(path, error) from error
     except ValidationError as error:
         mend = _mend_of_version(_version_told(content))
         raise NucloraError(f"not a valid card: {fault(error)}", path=path, mend=mend) from error

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nuclora.data.download import Progress, download
 from nuclora.errors import NucloraError, is_out_of_memory
-from nuclora.files import digest_file, require_openable
+from nuclora.files import digest_file, require_openable, unreadable
 from nuclora.models.bases import Base, get_base
 from nuclora.models.dense_sam import DenseSam
 from nuclora.models.layout import UNUSED, original_name
@@ -122,10 +122,10 @@ def sha256_of(path: Path) -> str:
         status = file.stat()
         return _hash(file, status.st_size, status.st_mtime_ns)
     except OSError as error:
-        mend = "check the path and its permissions"
-        if path.is_dir():
-            mend = "of a folder the weights are model.safetensors, as transformers writes them; or name a file"
-        raise NucloraError(f"cannot be read ({error.strerror})", path=file, mend=mend) from error
+        if isinstance(error, FileNotFoundError) and path.is_dir():
+            mend = "name the file of the weights, or a folder that transformers wrote"
+            raise NucloraError("no such file in the folder of weights", path=file, mend=mend) from error
+        raise unreadable(file, error) from error
 
 
 def build_base(name: str, weights: Path | None = None) -> NucleiSam:
