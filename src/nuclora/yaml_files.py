@@ -14,6 +14,8 @@ from nuclora.files import unreadable
 NOT_YAML = (yaml.YAMLError, ValueError, RecursionError)
 """What PyYAML raises: 2020-99-99 is a ValueError to it, and a thousand brackets are a RecursionError."""
 
+_NUMBERS = {"tag:yaml.org,2002:int", "tag:yaml.org,2002:float"}
+# To YAML 1.1, and so to PyYAML, 010 is eight and 1:30 is ninety.
 _OLD_NUMBER = re.compile(r":|^[-+]?0[0-9_]")
 
 
@@ -31,24 +33,12 @@ class _Strict(yaml.SafeLoader):
             seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def construct_yaml_int(self, node: yaml.ScalarNode) -> Any:
-        _refuse_old_numbers(node)
-        return super().construct_yaml_int(node)
-
-    def construct_yaml_float(self, node: yaml.ScalarNode) -> Any:
-        _refuse_old_numbers(node)
-        return super().construct_yaml_float(node)
-
-
-for _kind in ("int", "float"):
-    _Strict.add_constructor(f"tag:yaml.org,2002:{_kind}", getattr(_Strict, f"construct_yaml_{_kind}"))
-
-
-def _refuse_old_numbers(node: yaml.ScalarNode) -> None:
-    """To YAML 1.1, and so to PyYAML, 010 is eight and 1:30 is ninety."""
-    if _OLD_NUMBER.search(node.value):
-        told = f"{node.value} would be another number to some: write it without leading zeros and colons"
-        raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
+    def compose_scalar_node(self, anchor: dict[Any, Any]) -> yaml.ScalarNode:
+        node = super().compose_scalar_node(anchor)
+        if node.tag in _NUMBERS and _OLD_NUMBER.search(node.value):
+            told = f"{node.value} would be another number to some: write it without leading zeros and colons"
+            raise yaml.constructor.ConstructorError(None, None, told, node.start_mark)
+        return node
 
 
 def load_yaml(text: str) -> Any:

@@ -6,7 +6,6 @@ The command modules import next to nothing until they run, so that `nuclora --he
 from __future__ import annotations
 
 import io
-import logging
 import os
 import signal
 import sys
@@ -91,8 +90,6 @@ def run() -> None:
     # The hubs behind transformers and peft have nothing to say to a user of nuclora, and nothing is asked of them.
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    # What it says of a damaged file is said in our own line.
-    logging.getLogger("tifffile").addHandler(logging.NullHandler())
     for stream in (sys.stdout, sys.stderr):
         # Where a terminal has no letter for something, a question mark will do.
         if isinstance(stream, io.TextIOWrapper):

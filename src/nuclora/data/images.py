@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -18,6 +19,9 @@ from nuclora.io.kinds import other_kind
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp"}) | TIFF_SUFFIXES
 LABEL_SUFFIXES = frozenset({".png", ".npy"}) | TIFF_SUFFIXES
+
+# What it says of a damaged file is said in our own line.
+logging.getLogger("tifffile").addHandler(logging.NullHandler())
 
 # Pillow's own warning level: over it a file is a slide or a decompression bomb, not a tile.
 MAX_PIXELS = 89_478_485

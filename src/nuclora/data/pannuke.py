@@ -108,10 +108,6 @@ def _fold(path: Path, root: Path) -> str:
     return numbers[-1] if numbers else ""
 
 
-def _as_text(path: Path) -> NDArray[np.str_]:
-    return open_array(path).astype(np.str_)
-
-
 def _fold_tiles(images: Path, masks: Path, fold: int, *, published: bool) -> list[Tile]:
     for path in (images, masks):
         if (dtype := open_array(path).dtype).kind not in "buif":
@@ -129,7 +125,7 @@ def _fold_tiles(images: Path, masks: Path, fold: int, *, published: bool) -> lis
         if tissues.ndim != 1 or tissues.dtype.kind not in "US":
             told = f"an array of {tissues.dtype} of shape {tissues.shape}, not one name a tile"
             raise NucloraError(told, path=types, mend=_MEND)
-        groups = [str(group) or NO_GROUP for group in guard(_as_text, types)]
+        groups = [str(group) or NO_GROUP for group in guard(lambda _: tissues.astype(np.str_), types)]
         if len(groups) != shape[0]:
             raise NucloraError(f"{len(groups)} tissues for {shape[0]} images", path=types, mend=_MEND)
     return [

@@ -295,8 +295,7 @@ class OutputFolder:
         if "stamp" in fields:
             self.hashes.restore(fields)
             return
-        record = _record(fields)
-        self.records[record.name] = record
+        self.records[fields["name"]] = _record(fields)
 
     def _add(self, record: Record) -> None:
         self._log.append(json.dumps(asdict(record)))

@@ -273,14 +273,14 @@ def read_card(folder: Path) -> AdapterCard:
     path = folder / CARD
     if not folder.is_dir():
         raise NucloraError("no such folder", path=folder, mend="name the folder of an adapter")
-    content = b""
     try:
         content = path.read_bytes()
-        return AdapterCard.model_validate_json(content)
     except FileNotFoundError as error:
         raise NucloraError("not an adapter of nuclora: no nuclora.json", path=folder, mend=_MEND) from error
     except OSError as error:
         raise unreadable(path, error) from error
+    try:
+        return AdapterCard.model_validate_json(content)
     except ValidationError as error:
         mend = _mend_of_version(_version_told(content))
         raise NucloraError(f"not a valid card: {fault(error)}", path=path, mend=mend) from error

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nuclora.data.download import Progress, download
 from nuclora.errors import NucloraError, is_out_of_memory
-from nuclora.files import digest_file, require_openable, unreadable
+from nuclora.files import digest_file, require_utf8, unreadable
 from nuclora.models.bases import Base, get_base
 from nuclora.models.dense_sam import DenseSam
 from nuclora.models.layout import UNUSED, original_name
@@ -268,16 +268,13 @@ def _hash(file: Path, size: int, modified: int) -> str:
 
 
 def _read_tensors(path: Path) -> dict[str, Tensor]:
+    is_safetensors = path.suffix == ".safetensors"
+    if is_safetensors:
+        require_utf8(path)
     try:
-        if path.suffix == ".safetensors":
-            require_openable(path)
-            tensors = load_file(path)
-        else:
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = load_file(path) if is_safetensors else torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise NucloraError("no such file", path=path, mend="check the path") from error
-    except NucloraError:
-        raise
     except pickle.UnpicklingError as error:
         reason = "damaged, a web page in its place, or a pickle of more than tensors"
         raise NucloraError(f"not a readable checkpoint ({reason})", path=path, mend="fetch it again") from error

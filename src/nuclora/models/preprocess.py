@@ -48,7 +48,11 @@ def prepare(image: NDArray[np.uint8], size: int, normalise: Normalise, *, antial
 
     Returns:
         float32 (3, size, size).
+
+    Raises:
+        NucloraError: As :func:`require_rgb`.
     """
+    require_rgb(image)
     # A copy: the array may be read-only, which torch warns of.
     pixels = torch.from_numpy(image.copy()).permute(2, 0, 1).float()
     if pixels.shape[1:] != (size, size):
