@@ -45,8 +45,8 @@ def summary() -> dict[str, Any]:
         "folds": [1],
         "rows": [
             _row("reference", results=reference),
-            _row("a-name-of-24-characters-", "adapter.targets=[]", "adapter.train_parts=[mask_decoder,vision_encoder]"),
-            _row("partial", "seed=1", state="begun", results=[_result("automatic", tiles=60, paired_tiles=40)]),
+            _row("a-name-of-23-characters", "adapter.targets=[]", "adapter.train_parts=[mask_decoder,vision_encoder]"),
+            _row("partial", "seed=1", state="begun", results=[_result("automatic", tiles=100, paired_tiles=40)]),
             _row("begun", "seed=2", state="begun", results=[], seconds_per_step=None, memory_mb=None),
             _row("later", "evaluate.grid.stability_threshold=0.99", state="lacking"),
         ],
@@ -63,12 +63,12 @@ def test_the_terminal_has_every_number_and_cuts_none(summary):
     lines = _printed(summary)
     assert max(map(len, lines)) <= WIDTH
     assert "…" not in "\n".join(lines)
-    start = next(number for number, line in enumerate(lines) if line.startswith("a-name-of-24-characters-"))
+    start = next(number for number, line in enumerate(lines) if line.startswith("a-name-of-23-characters"))
     assert [line.rstrip() for line in lines[start : start + 7]] == [
-        "a-name-of-24-characters- oracle-point 0.800 [.750, .850]   0.556 [.500, .600]   1.000 [1.00, 1.00]",
-        "adapter.targets=[]       133 tiles    -.012 [-.021, -.003] +.000 [-.000, +.010] +.200 [+.100, +1.00]",
-        "adapter.train_parts=     automatic    0.800 [.750, .850]   0.556 [.500, .600]   1.000 [1.00, 1.00]",
-        "  [mask_decoder,         133 tiles    -.012 [-.021, -.003] +.000 [-.000, +.010] +.200 [+.100, +1.00]",
+        "a-name-of-23-characters oracle-point  0.800 [.750, .850]   0.556 [.500, .600]   1.000 [1.00, 1.00]",
+        "adapter.targets=[]      133 tiles     -.012 [-.021, -.003] +.000 [-.000, +.010] +.200 [+.100, +1.00]",
+        "adapter.train_parts=    automatic     0.800 [.750, .850]   0.556 [.500, .600]   1.000 [1.00, 1.00]",
+        "  [mask_decoder,        133 tiles     -.012 [-.021, -.003] +.000 [-.000, +.010] +.200 [+.100, +1.00]",
         "  vision_encoder]",
         "6,686,000 trained",
         "12.3 s/step, 79.8 GB",
@@ -93,9 +93,9 @@ def test_what_lacks_is_said_and_not_invented(summary):
     text = "\n".join(_printed(summary))
     names = ["\npartial", "\nbegun", "\nlater", "\nMean of"]
     partial, begun, later = (text[text.index(a) : text.index(b)] for a, b in itertools.pairwise(names))
-    assert "60/133" in partial
+    assert "100/133 tiles" in partial
     assert "40 paired" in partial
-    assert "begun" in begun.splitlines()[1][25:]
+    assert "begun" in begun.splitlines()[1][24:]
     assert "s/step" not in begun
     assert "lacking" in later
     assert "trained" not in later
@@ -111,7 +111,7 @@ def test_inner_tiles_are_told_from_test_tiles(summary):
         row["results"] = [result | {"scored": "inner"} for result in row.get("results", ())]
     for told in ("\n".join(_printed(summary)), to_markdown(summary)):
         assert "133 inner" in told
-        assert "60/133 inner" in told
+        assert "100/133 inner" in told
         assert "no test tile was read" in " ".join(told.split())
     assert {row["scored"] for row in csv.DictReader(io.StringIO(to_csv(summary)))} == {"inner", ""}
 
@@ -126,8 +126,8 @@ def test_csv_has_numbers_in_full(summary):
     rows = list(csv.DictReader(io.StringIO(to_csv(summary))))
     assert [(row["row"], row["protocol"]) for row in rows] == [
         ("reference", "oracle-point"),
-        ("a-name-of-24-characters-", "oracle-point"),
-        ("a-name-of-24-characters-", "automatic"),
+        ("a-name-of-23-characters", "oracle-point"),
+        ("a-name-of-23-characters", "automatic"),
         ("partial", "automatic"),
         ("begun", ""),
         ("later", ""),

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 from matplotlib.path import Path
+from matplotlib.text import Text
 from scipy import stats
 
 from nuclora.data.tiles import Sample
@@ -47,7 +48,8 @@ def test_bars_have_the_folds_values(run: Run) -> None:
 def test_running_mean() -> None:
     values = np.random.default_rng(0).random(50)
     means = figures.running_mean(values, 7)
-    expected = [values[max(0, end - 6) : end + 1].mean() for end in range(50)]
+    reach = [min(3, place) for place in range(50)]
+    expected = [values[place - around : place + around + 1].mean() for place, around in enumerate(reach)]
     assert means == pytest.approx(expected)
 
 
@@ -209,7 +211,9 @@ def test_long_names_of_tiles_stay_over_their_picture() -> None:
     sample = Sample(np.zeros((40, 40, 3), np.uint8), labels, labels > 0)
     errors = classify_errors(labels, labels)
     name = "images/" + 4 * "0a7d30b252359a10"
-    one = overlays.Example("median", name, sample, labels, errors, {"dice": 1.0, "aji": 1.0, "pq": 1.0})
+    one = overlays.Example(
+        "median", name, sample, labels, errors, {"dice": 1.0, "aji": 1.0, "pq": 1.0, "nuclei_true": 1}
+    )
     for figure in (overlays.examples([one]), overlays.sample_with_labels(name, sample)):
         first, second = figure.axes[:2]
         figure.canvas.draw()
@@ -217,3 +221,44 @@ def test_long_names_of_tiles_stay_over_their_picture() -> None:
         assert "…" in title.get_text()
         assert title.get_window_extent().x1 <= second.get_window_extent().x0
     assert shortened("human_liver_01", 27) == "human_liver_01"
+
+
+def test_one_endless_loss_leaves_the_others_and_folds_share_a_window() -> None:
+    rng = np.random.default_rng(0)
+    whole = [(step, 1 + rng.random()) for step in range(1, 401)]
+    losses = {1: whole, 2: [(step, np.inf if step == 50 else loss) for step, loss in whole[:100]]}
+    axes = figures.training_loss(losses).axes[0]
+    (first, second) = (line.get_ydata() for line in axes.lines[1::2])
+    assert len(second) == 99
+    assert np.isfinite(second).all()
+    # Where neither the odd loss nor an end is in the window.
+    assert second[:40] == pytest.approx(first[:40])
+    assert {text.get_text() for text in axes.texts} == {"fold 1", "fold 2"}
+
+
+def test_names_of_lines_do_not_touch_whatever_step_they_end_at() -> None:
+    curves = {metric: {fold: [(1, 0.5), (10 * fold, 0.8)] for fold in range(1, 6)} for metric in ("dice", "aji", "pq")}
+    curves["pq"][2].append((30, float("nan")))
+    figure = figures.validation_curves(curves, "validation")
+    figure.canvas.draw()
+    for axes in figure.axes:
+        boxes = sorted((Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
+        assert len(boxes) == 5
+        assert all(low.y1 <= high.y0 + 1 for low, high in itertools.pairwise(boxes))
+
+
+def test_of_a_large_tile_the_part_with_most_errors_is_shown() -> None:
+    labels = np.zeros((900, 2000), np.int32)
+    for number, left in enumerate(range(20, 1900, 60), start=1):
+        labels[700:720, left : left + 20] = number
+    prediction = np.where(labels > 25, 0, labels)
+    sample = Sample(np.zeros((900, 2000, 3), np.uint8), labels, np.zeros(labels.shape, bool))
+    scores = {"dice": 0.9, "aji": 0.9, "pq": 0.9, "nuclei_true": labels.max()}
+    row = overlays.Example("worst", "t", sample, prediction, classify_errors(labels, prediction), scores)
+    figure = overlays.examples([row])
+    image, truth, predicted = figure.axes[:3]
+    assert image.images[0].get_size() == (512, 512)
+    assert truth._left_title.get_text() == "truth: 32 nuclei; shown: 512 × 512 of 2,000 × 900"
+    # All that were missed, each with its casing; of those found only the ones beside them.
+    assert [len(drawn.get_paths()) for drawn in predicted.collections] == [7, 7, 2, 2]
+    assert overlays.part_with_most(labels[:512, :512] > 0) == (slice(None), slice(None))

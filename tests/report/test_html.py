@@ -9,7 +9,9 @@ from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
 
+import numpy as np
 import pytest
+import tifffile
 from PIL import Image
 from report_fakes import fake_run, fake_training, synthetic_tiles
 from typer.testing import CliRunner
@@ -18,6 +20,7 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import ALL_TILES
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
+from nuclora.report.analysis import ranked
 from nuclora.report.html import write_report
 from nuclora.report.plates import plates
 from nuclora.report.summary import summarise_run
@@ -255,7 +258,9 @@ def test_a_partial_run_says_so(partial_run: Run, tmp_path: Path) -> None:
 def test_a_run_that_has_only_begun(tiles: TileSet, tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", tiles, k=3, trained=(), protocols=["automatic"])
     shutil.rmtree(run.zero_shot("automatic").folder)
-    text = Page(write_report(run).read_text("utf-8")).text
+    page = write_report(run).read_text("utf-8")
+    text = Page(page).text
+    assert "The same command goes on with it." in text
     assert "Folds trained so far: none, of 3." in text
     assert "Nothing is evaluated yet" in text
 
@@ -264,7 +269,9 @@ def test_a_run_of_all_tiles(tiles: TileSet, tmp_path: Path) -> None:
     run = fake_run(tmp_path / "run", tiles, k=3, trained=(), protocols=["automatic"], recipe="nuclora")
     shutil.rmtree(run.zero_shot("automatic").folder)
     fake_training(run, ALL_TILES, 40)
-    page = Page(write_report(run).read_text("utf-8"))
+    text = write_report(run).read_text("utf-8")
+    page = Page(text)
+    assert "<code>nuclora cv</code>" in text
     assert "not finished" not in page.text
     assert "trained on all tiles, so none is left that could say how good it is" in page.text
     assert "test tiles were read" not in page.text
@@ -307,3 +314,34 @@ def test_tiles_that_have_moved(tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "moved" / "b")
     with pytest.raises(NucloraError, match="does not match the data"):
         write_report(run, data=synthetic_tiles(tmp_path / "moved", {"a": 3}))
+
+
+def test_tiles_without_nuclei_are_counted_and_no_example(tmp_path: Path) -> None:
+    tiles = synthetic_tiles(tmp_path / "tiles", {"human liver": 6, "human spleen": 6})
+    for tile in list(tiles)[:2]:
+        label = tmp_path / "tiles" / tile.group / "label masks modify" / f"{tile.name.rpartition('/')[2]}.tif"
+        tifffile.imwrite(label, np.zeros((96, 96), np.uint16))
+    run = fake_run(tmp_path / "run", open_tiles(tmp_path / "tiles"), k=3, trained=(1, 2, 3))
+    rows = run.rows("fine-tuned", "automatic")
+    assert sum(not row["nuclei_true"] for row in rows) == 2
+    assert all(row["nuclei_true"] for _, row in ranked(rows))
+    assert ranked([row for row in rows if not row["nuclei_true"]])
+    assert "2 of 12 tiles have no true nuclei" in Page(write_report(run).read_text()).text
+
+
+def test_sessions_of_several_versions_are_all_named(tiles: TileSet, tmp_path: Path) -> None:
+    run = fake_run(tmp_path / "run", tiles, k=3, trained=(1,))
+    parsed = Page(write_report(run).read_text())
+    assert "ends with the numbers of an unbroken one" in parsed.text
+    assert any("float32" in row for row in parsed.rows)
+    content = json.loads((run.folder / "run.json").read_text())
+    for session, commit in zip(content["sessions"], ("aaa", "bbb"), strict=True):
+        session["commit"] = commit
+    # Of a version that noted no more.
+    content["sessions"].append({"started": "2026-01-01T00:00:00+00:00", "command": "nuclora cv d --folds 1"})
+    (run.folder / "run.json").write_text(json.dumps(content))
+    run = Run(run.folder)
+    parsed = Page(write_report(run).read_text())
+    assert "They are of 2 commits: another version may compute other numbers." in parsed.text
+    assert {entry["commit"] for entry in summarise_run(run)["results"]} == {"aaa, bbb"}
+    assert all(entry["command"].endswith("; nuclora cv d --folds 1") for entry in summarise_run(run)["results"])

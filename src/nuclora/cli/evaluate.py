@@ -80,8 +80,8 @@ def evaluate(
     monitor = ProgressMonitor()
     keep_freed_memory()
 
-    def progress(done: int, total: int) -> None:
-        monitor.evaluated(model, done, total)
+    def progress(fold: int, done: int, total: int) -> None:
+        monitor.evaluated(f"{model}, fold {fold}" if fold else model, done, total)
         interrupt.check()
 
     try:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation
 from nuclora.files import disk_errors, hold, remove_torn, write_atomic
-from nuclora.inference.evaluate import Progress, automatic_subset, evaluate_tiles
+from nuclora.inference.evaluate import automatic_subset, evaluate_tiles
 from nuclora.inference.loading import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
 from nuclora.inference.provenance import identify_adapter
@@ -102,7 +103,7 @@ def evaluate_source(
     weights: Path | None = None,
     precision: Precision = "no",
     input_size: int | None = None,
-    progress: Progress | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
 ) -> dict[str, Any]:
     """Evaluate on labelled tiles, going on from what `out` holds.
 
@@ -117,7 +118,8 @@ def evaluate_source(
         weights: The base's weights; by default they are looked for.
         precision: `bf16` or `fp16` computes in it where that is safe.
         input_size: Side of the square input; by default the one that the model was trained on.
-        progress: As in :func:`nuclora.inference.evaluate.evaluate_tiles`, for one fold after another.
+        progress: Called with a fold, then as in :func:`nuclora.inference.evaluate.evaluate_tiles`; one fold after
+            another.
 
     Returns:
         The content of `summary.json`: `models`, `data`, `settings`, the `session` that finished it, and for each
@@ -149,7 +151,8 @@ def evaluate_source(
                 model, weights=weights, precision=precision, input_size=input_size
             )
             mine = [tile for tile in tiles if source.fold_of[tile.name] == fold]
-            evaluate_tiles(predictor, mine, source.fold_of, protocols, settings[fold], evaluations, progress)
+            of_fold = functools.partial(progress, fold) if progress else None
+            evaluate_tiles(predictor, mine, source.fold_of, protocols, settings[fold], evaluations, of_fold)
     by_protocol = {}
     expected = {protocol: len(tiles) for protocol in DESCRIPTIONS} | {
         "automatic": _automatic_tiles(source, tiles, settings)

@@ -20,7 +20,7 @@ Entry = Mapping[str, Any]
 
 WIDTH = 100
 """Columns of the table on the terminal."""
-_NAME_WIDTH = 24
+_NAME_WIDTH = 23
 
 _PARTS = ("", "_low", "_high")
 _CSV_COLUMNS = (
@@ -83,7 +83,7 @@ def print_ablation(console: Console, summary: Mapping[str, Any]) -> None:
         padding=0,
     )
     table.add_column("row", width=_NAME_WIDTH, overflow="fold")
-    table.add_column("prompts", width=12, no_wrap=True)
+    table.add_column("prompts", width=13, no_wrap=True)
     for title in METRICS.values():
         table.add_column(title, width=20, no_wrap=True)
     for row in summary["rows"]:

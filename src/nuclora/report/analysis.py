@@ -84,8 +84,9 @@ def pick_examples(run: Run, tiles: TileSet, protocol: str, rows: Sequence[Row]) 
 
 
 def ranked(rows: Sequence[Row]) -> list[tuple[str, Row]]:
-    """The rows of a fold's best, median and worst tile by AJI, each with its rank; fewer of a fold with fewer tiles."""
-    order = sorted(rows, key=lambda row: (-row["aji"], row["tile"]))
+    """The rows of a fold's best, median and worst tile with nuclei by AJI, each with its rank; fewer of fewer tiles."""
+    # A tile without nuclei shows nothing of what was found.
+    order = sorted([row for row in rows if row["nuclei_true"]] or rows, key=lambda row: (-row["aji"], row["tile"]))
     ranks = {len(order) // 2: "median", len(order) - 1: "worst", 0: "best"}
     return [(ranks[place], order[place]) for place in sorted(ranks)]
 

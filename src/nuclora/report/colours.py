@@ -69,8 +69,8 @@ class ErrorStyle:
 
 ERROR_STYLES: Final = {
     "matched": ErrorStyle("#ffffff", INK, "solid", "", 0.0, 0.8, "found (IoU > 0.5)"),
-    "missed": ErrorStyle(BLUE, "#ffffff", (0, (2.2, 1.3)), "", 0.25, 1.6, "missed: true nucleus not found"),
-    "false": ErrorStyle(YELLOW, INK, (0, (0.9, 0.9)), "....", 0.12, 1.6, "false: no nucleus there"),
+    "missed": ErrorStyle(BLUE, "#ffffff", (0, (2.2, 1.3)), "", 0.25, 1.6, "missed: matches none (IoU ≤ 0.5)"),
+    "false": ErrorStyle(YELLOW, INK, (0, (0.9, 0.9)), "....", 0.12, 1.6, "false: matches none (IoU ≤ 0.5)"),
     "merged": ErrorStyle(VERMILION, "#ffffff", "solid", "////", 0.12, 1.6, "merged: one for several"),
     "split": ErrorStyle(BLUISH_GREEN, "#ffffff", (0, (5, 1.2, 1, 1.2)), "xxxx", 0.12, 1.6, "split: several for one"),
 }

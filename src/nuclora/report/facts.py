@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from nuclora.data.folds import ALL_TILES, fold_name, inner_split, scored_tiles
 from nuclora.report.published import METRICS, NUINSSEG_TILES
-from nuclora.report.summary import is_comparable, is_partial, main_protocol, same_tiles_before, scored_name
+from nuclora.report.summary import is_comparable, is_partial, main_protocol, of_sessions, same_tiles_before, scored_name
 from nuclora.run import FINE_TUNED, Run
 
 if TYPE_CHECKING:
@@ -153,6 +153,18 @@ def comparison(summary: Mapping[str, Any]) -> str:
     return text
 
 
+def empty_note(run: Run, summary: Mapping[str, Any]) -> str:
+    """How many of the main protocol's tiles have no nuclei, and what they count for; nothing where all have some."""
+    main = main_protocol(summary)
+    rows = run.rows(FINE_TUNED, main) if main else []
+    empty = sum(not row["nuclei_true"] for row in rows)
+    if not empty:
+        return ""
+    return (
+        f"{empty} of {len(rows)} tiles have no true nuclei: there each measure is 1 without predictions and 0 with any."
+    )
+
+
 def organs(summary: Mapping[str, Any]) -> Rows:
     """Scores of each organ under the main protocol, best AJI first; nothing where nothing is fine-tuned."""
     main = main_protocol(summary)
@@ -241,9 +253,14 @@ def sessions_note(run: Run) -> str:
     count = len(run.info["sessions"])
     if count <= 1:
         return "The run was made in one session, without a break."
+    commits = of_sessions(run, "commit")
     return (
         f"The run was taken up {count} times: each session after the first went on from what was on disk, from the "
-        "last checkpoint or the last scored tile. An interrupted run ends with the numbers of an unbroken one."
+        "last checkpoint or the last scored tile. "
+    ) + (
+        f"They are of {len(commits)} commits: another version may compute other numbers."
+        if len(commits) > 1
+        else "An interrupted run ends with the numbers of an unbroken one."
     )
 
 
@@ -258,5 +275,4 @@ def hashes(run: Run) -> dict[str, str]:
 
 def commands(run: Run) -> list[str]:
     """The distinct command lines of the sessions, and the one of the report."""
-    used = dict.fromkeys(session["command"] for session in run.info["sessions"])
-    return [*used, f"nuclora report {shlex.quote(str(run.folder))}"]
+    return [*of_sessions(run, "command"), f"nuclora report {shlex.quote(str(run.folder))}"]

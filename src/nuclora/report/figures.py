@@ -80,7 +80,8 @@ def validation_curves(curves: Mapping[str, Points], protocol: str) -> Figure:
             style = line_style(index)
             steps, values = np.asarray(points, dtype=float).T
             axes.plot(steps, values, color=style.colour, linestyle=style.dashes, marker=style.marker)
-            ends[fold_name(fold)] = (steps[-1], values[-1], style.colour)
+            if (known := np.flatnonzero(np.isfinite(values))).size:
+                ends[fold_name(fold)] = (steps[known[-1]], values[known[-1]], style.colour)
         axes.set_title(METRICS[metric])
         axes.set_xlabel("training step")
         axes.grid(True, axis="x")
@@ -102,14 +103,17 @@ def training_loss(losses: Points) -> Figure:
         # The first steps of a decoder that meets nuclei for the first time are hundreds of times worse than the last.
         axes.set_yscale("log")
     ends = {}
+    # The same for all: a fold in training has fewer steps than those that are done.
+    window = max(1, max(map(len, losses.values())) // 25)
     for index, (fold, points) in enumerate(sorted(losses.items())):
         style = line_style(index)
         steps, values = np.asarray(points, dtype=float).T
         # A batch without a nucleus has a loss of 0, which has no place on this axis.
-        steps, values = steps[values > 0], values[values > 0]
+        shown = np.isfinite(values) & (values > 0)
+        steps, values = steps[shown], values[shown]
         if not len(values):
             continue
-        smooth = running_mean(values, max(1, len(values) // 25))
+        smooth = running_mean(values, window)
         axes.plot(steps, values, color=style.colour, alpha=0.18, linewidth=0.7)
         axes.plot(
             steps, smooth, color=style.colour, linestyle=style.dashes, marker=style.marker,
@@ -127,34 +131,42 @@ def training_loss(losses: Points) -> Figure:
 
 
 def running_mean(values: Floats, window: int) -> Floats:
-    """Mean of each value and the `window - 1` before it, of fewer at the start; same length."""
+    """Mean of each value and `window // 2` on either side; same length.
+
+    At the start, where a loss falls steeply, as many on the right as there are on the left; at the end, where a single
+    value would be noise, what there is on the right.
+    """
     sums = np.concatenate(([0.0], np.cumsum(values)))
-    last = np.arange(1, len(values) + 1)
-    first = np.maximum(0, last - window)
+    places = np.arange(len(values))
+    reach = np.minimum(window // 2, places)
+    first, last = places - reach, np.minimum(places + reach + 1, len(values))
     means: Floats = (sums[last] - sums[first]) / (last - first)
     return means
 
 
 def _label_ends(axes: Axes, ends: Mapping[str, tuple[float, float, str]]) -> None:
-    """Write the name of each line at its end, moved apart where the ends lie close."""
+    """Write the names of the lines in a column on the right, each as high as its line's end where there is room."""
     # Until then the transforms are those of empty axes.
     axes.autoscale_view()
     # The limits follow the data only when they are asked for, and the transform does not ask.
     axes.autoscale_view()
     to_pixels, to_data = axes.transData, axes.transData.inverted()
     pixels = {name: tuple(to_pixels.transform((x, y))) for name, (x, y, _) in ends.items()}
-    gap = 0.155 * axes.get_figure(root=True).dpi  # type: ignore[union-attr]
-    for column in {x for x, _ in pixels.values()}:
-        order = sorted((name for name in ends if pixels[name][0] == column), key=lambda name: pixels[name][1])
-        if len(order) > 12:
-            # There is no room for all: the lowest and the highest are left.
-            order = [order[0], order[-1]]
-        for name, height in zip(order, spread([pixels[name][1] for name in order], gap), strict=True):
-            x, y = to_data.transform((column, height))
-            axes.annotate(
-                name, (x, y), xytext=(7, 0), textcoords="offset points", va="center",
-                fontsize=8, color=ends[name][2], annotation_clip=False,
-            )  # fmt: skip
+    dpi = axes.get_figure(root=True).dpi  # type: ignore[union-attr]
+    order = sorted(ends, key=lambda name: pixels[name][1])
+    if len(order) > 12:
+        # There is no room for all: the lowest and the highest are left.
+        order = [order[0], order[-1]]
+    column = max((x for x, _ in pixels.values()), default=0.0)
+    for name, height in zip(order, spread([pixels[name][1] for name in order], 0.155 * dpi), strict=True):
+        x, y, colour = ends[name]
+        beside = tuple(to_data.transform((column + 7 / 72 * dpi, height)).tolist())
+        # A line that ends early is led to its name.
+        leader = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "linestyle": (0, (1, 2)), "shrinkA": 0}
+        axes.annotate(
+            name, (x, y), xytext=beside, textcoords="data", va="center",
+            fontsize=8, color=colour, annotation_clip=False, arrowprops=leader if pixels[name][0] < column else None,
+        )  # fmt: skip
 
 
 def spread(places: Sequence[float], gap: float) -> list[float]:
@@ -190,16 +202,10 @@ def before_and_after(pairs: Mapping[str, tuple[Floats, Floats]]) -> Figure:
         axes.plot(
             before.mean(), after.mean(), "D", color=VERMILION, markersize=7, markeredgecolor="white", clip_on=False
         )
-        low = after.mean() < 0.35
-        axes.annotate(
-            f"mean\n{before.mean():.3f} → {after.mean():.3f}", (before.mean(), after.mean()),
-            xytext=(9, 9 if low else -9), textcoords="offset points", va="bottom" if low else "top",
-            fontsize=8, color="#8a3c00",
-            bbox={"boxstyle": "round,pad=0.2", "facecolor": "white", "alpha": 0.8, "linewidth": 0},
-        )  # fmt: skip
         better = int((after > before).sum())
         axes.set_title(f"{protocol}\n", fontsize=9.5)
-        axes.annotate(f"better on {better} of {len(after)} tiles", (0, 1.02), xycoords="axes fraction", fontsize=8)
+        told = f"better on {better} of {len(after)}, mean {before.mean():.3f} → {after.mean():.3f}"
+        axes.annotate(told, (0, 1.02), xycoords="axes fraction", fontsize=8)
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="AJI zero-shot", ylabel="AJI fine-tuned")
         axes.grid(True, axis="x")
     for axes in figure.axes[len(pairs) :]:

@@ -6,6 +6,7 @@ from importlib import metadata
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from nuclora.data import open_tiles
 from nuclora.data.tiles import TileSet
@@ -53,6 +54,7 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
         loader=PackageLoader("nuclora.report"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
     environment.filters["thousands"] = "{:,}".format
+    environment.filters["marked"] = _marked
     parameters = facts.parameters(run)
     page = environment.get_template("report.html.j2").render(
         title=f"Nuclei segmentation with {run.recipe.base} + LoRA, recipe {run.recipe.name}",
@@ -60,6 +62,8 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
         cards=facts.cards(summary, parameters),
         notes=notes,
         results=summary["results"],
+        gains=any(entry["gain"] for entry in summary["results"]),
+        empty_note=facts.empty_note(run, summary),
         folds=summary["folds"],
         metrics=METRICS,
         upper_bound=UPPER_BOUND,
@@ -78,6 +82,7 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
         part_names=facts.PART_NAMES,
         recipe_yaml=run.recipe.to_yaml(),
         sessions=run.info["sessions"],
+        precisions={"no": "float32", "bf16": "bfloat16", "fp16": "float16"},
         sessions_note=facts.sessions_note(run),
         hashes=facts.hashes(run),
         commands=facts.commands(run),
@@ -88,6 +93,14 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
     # Paths and commands may hold what is no UTF-8, as lone surrogates.
     write_atomic(folder / PAGE, page.encode("utf-8", "replace"))
     return folder / PAGE
+
+
+def _marked(text: str) -> Markup:
+    """Words for a terminal as HTML: what stands between backticks is code."""
+    parts = text.split("`")
+    return Markup("").join(
+        Markup("<code>{}</code>" if place % 2 else "{}").format(part) for place, part in enumerate(parts)
+    )
 
 
 def _find_tiles(run: Run) -> tuple[TileSet | None, list[str]]:

@@ -27,6 +27,10 @@ from nuclora.report.style import WIDTH, new_figure, shortened, styled
 Labels = NDArray[np.int32]
 
 _IGNORED = "#52606d"
+_LONGEST = 768
+"""Side in pixels over which a part of a tile is shown: outlines are drawn in points, and would cover it."""
+_PART = 512
+_STEP = 32
 
 
 @dataclass(frozen=True)
@@ -85,20 +89,21 @@ def draw_errors(axes: Axes, truth: Labels, prediction: Labels, errors: ErrorType
         axes: Where the tissue is shown.
         truth: True labels (H, W).
         prediction: Predicted labels (H, W).
-        errors: Ids by what happened.
+        errors: Ids by what happened; those of others than are in these labels are left out.
     """
     predicted, true = outlines(prediction), outlines(truth)
     # Missed ones first: where an outline is only too poor, the false prediction lies over it.
-    _draw(axes, "missed", (true[label] for label in errors.missed))
-    _draw(axes, "matched", (predicted[label] for label in errors.partners))
-    _draw(axes, "false", (predicted[label] for label in errors.false))
-    _draw(axes, "merged", (predicted[label] for label in errors.merging))
-    _draw(axes, "split", (predicted[label] for label in errors.pieces))
+    _draw(axes, "missed", true, errors.missed)
+    _draw(axes, "matched", predicted, errors.partners)
+    _draw(axes, "false", predicted, errors.false)
+    _draw(axes, "merged", predicted, errors.merging)
+    _draw(axes, "split", predicted, errors.pieces)
 
 
-def _draw(axes: Axes, kind: str, shapes: Iterable[Path]) -> None:
+def _draw(axes: Axes, kind: str, shapes: Mapping[int, Path], labels: Iterable[int]) -> None:
     style = ERROR_STYLES[kind]
-    paths = list(shapes)
+    # Of a part of a tile some lie outside.
+    paths = [shapes[label] for label in labels if label in shapes]
     if not paths:
         return
     # The casing keeps the outline visible whatever the tissue's colour.
@@ -137,9 +142,12 @@ def sample_with_labels(tile: str, sample: Sample) -> Figure:
         tile: Name of the tile.
         sample: Its pixels.
     """
-    figure, ((left, right),) = _picture_grid([sample], 2, below=0)
     count = np.unique(sample.labels[sample.labels > 0]).size
-    for axes, title in ((left, shortened(tile, 46)), (right, f"{count} labelled nuclei")):
+    part = part_with_most(sample.labels > 0)
+    told = f"{_plural(count, 'labelled nucleus', 'labelled nuclei')}{_part_of(part, sample)}"
+    sample = _cut(sample, part)
+    figure, ((left, right),) = _picture_grid([sample], 2, below=0)
+    for axes, title in ((left, shortened(tile, 46)), (right, told)):
         _show(axes, sample.image)
         axes.set_title(title)
     draw_labels(right, sample.labels)
@@ -153,18 +161,20 @@ def examples(rows: Sequence[Example]) -> Figure:
     Args:
         rows: The tiles, at least one.
     """
-    figure, grid = _picture_grid([row.sample for row in rows], 3, below=0.6)
-    for axes_row, row in zip(grid, rows, strict=True):
+    parts = [part_with_most(_wrong(row)) for row in rows]
+    samples = [_cut(row.sample, part) for row, part in zip(rows, parts, strict=True)]
+    figure, grid = _picture_grid(samples, 3, below=0.6)
+    for axes_row, row, part, sample in zip(grid, rows, parts, samples, strict=True):
         for axes in axes_row:
-            _show(axes, row.sample.image)
-        draw_labels(axes_row[1], row.sample.labels)
-        draw_errors(axes_row[2], row.sample.labels, row.prediction, row.errors)
-        if row.sample.ignore.any():
+            _show(axes, sample.image)
+        draw_labels(axes_row[1], sample.labels)
+        draw_errors(axes_row[2], sample.labels, row.prediction[part], row.errors)
+        if sample.ignore.any():
             for axes in axes_row[1:]:
-                _draw_ignored(axes, row.sample.ignore)
+                _draw_ignored(axes, sample.ignore)
         scores = "  ".join(f"{name} {row.scores[key]:.3f}" for key, name in METRICS.items())
-        count = np.unique(row.sample.labels[row.sample.labels > 0]).size
-        titles = (f"{row.rank}: {shortened(row.tile.rpartition('/')[2], 27)}", f"truth: {count} nuclei", scores)
+        truth = f"truth: {_plural(int(row.scores['nuclei_true']), 'nucleus', 'nuclei')}{_part_of(part, row.sample)}"
+        titles = (f"{row.rank}: {shortened(row.tile.rpartition('/')[2], 27)}", truth, scores)
         for axes, title in zip(axes_row, titles, strict=True):
             axes.set_title(title, fontsize=8.5, fontweight="bold" if axes is axes_row[0] else "normal")
     handles = [
@@ -183,6 +193,47 @@ def examples(rows: Sequence[Example]) -> Figure:
     return figure
 
 
+def part_with_most(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
+    """The part of a large tile with most of the pixels of a mask, to the nearest 32; all of a tile that can be shown.
+
+    Args:
+        mask: What is to be seen (H, W).
+    """
+    if max(mask.shape) <= _LONGEST:
+        return slice(None), slice(None)
+    height, width = (min(side, _PART) for side in mask.shape)
+    sums = np.pad(mask, ((1, 0), (1, 0))).cumsum(axis=0, dtype=np.int64).cumsum(axis=1)
+    inside = sums[height:, width:] - sums[:-height, width:] - sums[height:, :-width] + sums[:-height, :-width]
+    seen = inside[::_STEP, ::_STEP]
+    top, left = (int(place) * _STEP for place in np.unravel_index(np.argmax(seen), seen.shape))
+    return slice(top, top + height), slice(left, left + width)
+
+
+def _wrong(row: Example) -> NDArray[np.bool_]:
+    """Pixels of what went wrong; of all true nuclei where nothing did."""
+    errors = row.errors
+    wrong = np.isin(row.sample.labels, list(errors.missed)) | np.isin(
+        row.prediction, [*errors.false, *errors.merging, *errors.pieces]
+    )
+    return wrong if wrong.any() else row.sample.labels > 0
+
+
+def _cut(sample: Sample, part: tuple[slice, slice]) -> Sample:
+    return Sample(sample.image[part], sample.labels[part], sample.ignore[part])
+
+
+def _part_of(part: tuple[slice, slice], sample: Sample) -> str:
+    """What to say of a part: nothing of the whole."""
+    whole, shown = sample.labels.shape, sample.labels[part].shape
+    if whole == shown:
+        return ""
+    return f"; shown: {shown[1]} × {shown[0]} of {whole[1]:,} × {whole[0]:,}"
+
+
+def _plural(count: int, one: str, many: str) -> str:
+    return f"{count:,} {one if count == 1 else many}"
+
+
 def _picture_grid(samples: Sequence[Sample], columns: int, below: float) -> tuple[Figure, list[list[Axes]]]:
     """A figure with a row of equal axes for each sample, as high as its tiles are, and `below` inches under them.
 
@@ -190,7 +241,8 @@ def _picture_grid(samples: Sequence[Sample], columns: int, below: float) -> tupl
     """
     gap, title = 0.08, 0.24
     width = (WIDTH - gap * (columns - 1)) / columns
-    heights = [width * sample.labels.shape[0] / sample.labels.shape[1] for sample in samples]
+    # Of a tile that is high and narrow no page has room for more.
+    heights = [width * min(1.5, sample.labels.shape[0] / sample.labels.shape[1]) for sample in samples]
     total = sum(heights) + len(samples) * (title + gap) + below
     figure = new_figure(total)
     figure.set_layout_engine(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ def _tile_plates(run: Run, summary: Mapping[str, Any], main: Entry, tiles: TileS
     """Example tiles, and what the main protocol's scores depend on."""
     protocol = main["protocol"]
     if tiles is None:
-        yield _group_plate(main, summary)
+        yield from _group_plates(main, summary)
         return
     analysis = analyse_nuclei(run, tiles, protocol, run.rows(FINE_TUNED, protocol))
     scored = scored_name(summary)
@@ -107,7 +108,7 @@ def _tile_plates(run: Run, summary: Mapping[str, Any], main: Entry, tiles: TileS
     # What the model finds by itself is shown even where it ran on a part of the tiles only.
     if protocol != "automatic" and run.rows(FINE_TUNED, "automatic"):
         yield from _example_plates(run, tiles, "automatic", scored)
-    yield _group_plate(main, summary)
+    yield from _group_plates(main, summary)
     yield from _nucleus_plates(analysis, protocol, scored)
 
 
@@ -195,9 +196,16 @@ def _training_plates(run: Run) -> Iterator[Plate]:
             "training",
             "training-loss",
             "Training loss",
-            "Light: each step; strong: running mean over a twenty-fifth of the steps; a line a fold.",
+            "Light: each step; strong: mean of the steps around it, a twenty-fifth of a fold's; a line a fold."
+            + _unplottable(known),
             lambda: figures.training_loss(known),
         )
+
+
+def _unplottable(losses: Mapping[int, Sequence[tuple[float, float]]]) -> str:
+    """How many losses have no place on a figure, in words."""
+    count = sum(not math.isfinite(loss) for points in losses.values() for _, loss in points)
+    return f" Not shown: {count} of infinite or undefined loss." if count else ""
 
 
 def _sample_plate(tiles: TileSet, name: str, scored: str) -> Plate:
@@ -231,9 +239,12 @@ def _example_plates(run: Run, tiles: TileSet, protocol: str, scored: str) -> Ite
         )
 
 
-def _group_plate(entry: Entry, summary: Mapping[str, Any]) -> Plate:
+def _group_plates(entry: Entry, summary: Mapping[str, Any]) -> Iterator[Plate]:
+    # One bar compares nothing.
+    if len(entry["groups"]) < 2:
+        return
     before = same_tiles_before(summary, entry)
-    return Plate(
+    yield Plate(
         "where",
         "by-organ",
         "By organ",
@@ -244,13 +255,14 @@ def _group_plate(entry: Entry, summary: Mapping[str, Any]) -> Plate:
 
 
 def _nucleus_plates(analysis: NucleusAnalysis, protocol: str, scored: str) -> Iterator[Plate]:
-    yield Plate(
-        "where",
-        "aji-by-density",
-        "AJI and nucleus density",
-        f"Protocol {protocol}, fine-tuned. Each point is one of the {scored}.",
-        lambda: breakdowns.aji_against_density(analysis.densities, analysis.aji),
-    )
+    if analysis.densities.any():
+        yield Plate(
+            "where",
+            "aji-by-density",
+            "AJI and nucleus density",
+            f"Protocol {protocol}, fine-tuned. Each point is one of the {scored}.",
+            lambda: breakdowns.aji_against_density(analysis.densities, analysis.aji),
+        )
     if len(analysis.areas):
         yield Plate(
             "where",
@@ -286,6 +298,7 @@ def _error_plate(results: Sequence[Entry]) -> Plate:
         "error-types",
         "What became of the nuclei",
         "Left: of all true nuclei, the share that is found one for one, shares its prediction with another (merged), "
-        "is broken over several (split), or is missed. Right: predictions that are no nucleus.",
+        "is broken over several (split), or is missed: matched by none. Right: predictions that match none (IoU over "
+        "0.5). A nucleus whose outline is too poor counts as both.",
         lambda: breakdowns.error_shares(shares),
     )

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
 from typing import Any, Final, ParamSpec
 
 import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import fontManager
 
 from nuclora.report.colours import INK, MUTED
 
@@ -18,10 +20,22 @@ Arguments = ParamSpec("Arguments")
 WIDTH: Final = 9.0
 """Width of every figure in inches, so that equal letters are equally large on the page."""
 
+# Fonts with the letters of China, Japan and Korea, which organs and tiles may be named in, as systems have them.
+_EASTERN: Final = (
+    *("Noto Sans CJK JP", "Noto Sans CJK SC", "Noto Sans CJK KR", "Source Han Sans", "WenQuanYi Zen Hei"),
+    *("PingFang SC", "Hiragino Sans", "Apple SD Gothic Neo", "Microsoft YaHei", "Yu Gothic", "Malgun Gothic"),
+)
+
+
+def _installed(fonts: Iterable[str]) -> list[str]:
+    there = {font.name for font in fontManager.ttflist}
+    return [font for font in fonts if font in there]
+
+
 # Typed loosely: matplotlib types its settings by an exhaustive literal.
 STYLE: Final[Any] = {
     "font.family": "sans-serif",
-    "font.sans-serif": ["DejaVu Sans"],
+    "font.sans-serif": ["DejaVu Sans", *_installed(_EASTERN)],
     "font.size": 8.5,
     "axes.titlesize": 9.5,
     "axes.titleweight": "bold",
@@ -93,6 +107,8 @@ def render(figure: Figure, kind: str) -> bytes:
     if kind == "png":
         # Pictures of tissue hardly get smaller at the default of 6, which takes thrice as long.
         options["pil_kwargs"] = {"compress_level": 2}
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(STYLE), warnings.catch_warnings():
+        # A letter that no font has is an empty box; names stand in captions and tables as well.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         figure.savefig(buffer, format=kind, dpi=150, **options)
     return buffer.getvalue()

@@ -36,8 +36,9 @@ def summarise_run(run: Run) -> dict[str, Any]:
         `scored`, the recipe's `evaluate.tiles`; `thresholds` of :func:`tuned_thresholds`; and `results`: an entry for
         each stage and protocol with evaluated tiles, in the form of ``docs/results/study.json``. An entry has what
         made it (`recipe`, `base`, `stage`, `protocol`, `seed`, `epochs`, `input_size` (none of a custom base that
-        nobody has trained yet), `command`, `commit`); `tiles` of `of_tiles` evaluated; `folds`, `mean`, `pooled`,
-        `interval` and `groups` of :func:`nuclora.metrics.aggregate.summarise`, each fold with its own `of_tiles`;
+        nobody has trained yet), `command` and `commit` of all sessions); `tiles` of `of_tiles` evaluated;
+        `folds`, `mean`, `pooled`, `interval` and `groups` of :func:`nuclora.metrics.aggregate.summarise`, each fold
+        with its own `of_tiles`;
         `deviation`, the standard deviation of the folds' means (none of a single fold); and `errors`, the numbers of
         nuclei, of predictions and of each kind of error; `gain`, for each measure the difference of fine-tuned from
         zero-shot over the tiles that both have, with the ends of its 95 % interval (empty for zero-shot); and only
@@ -116,7 +117,6 @@ def _entry(run: Run, stage: str, protocol: str, rows: Sequence[Row], before: Seq
     scored = run.folds.folds if run.recipe.evaluate.tiles == "test" else sorted({row["fold"] for row in rows})
     of_tiles = {fold: len(scored_tiles(run.folds, fold, run.recipe)) for fold in scored}
     folds = [{**fold, "of_tiles": of_tiles[fold["fold"]]} for fold in summary["folds"]]
-    session: Mapping[str, Any] = run.info["sessions"][-1] if run.info["sessions"] else {}
     trust = calibration((run.evaluation_of(stage, protocol, row["fold"]), row) for row in rows)
     return {
         "recipe": run.recipe.name,
@@ -141,9 +141,14 @@ def _entry(run: Run, stage: str, protocol: str, rows: Sequence[Row], before: Seq
         },
         "gain": _gain(rows, before) if stage == FINE_TUNED else {},
         **({"calibration": trust} if trust else {}),
-        "command": session.get("command"),
-        "commit": session.get("commit"),
+        "command": "; ".join(of_sessions(run, "command")) or None,
+        "commit": ", ".join(of_sessions(run, "commit")) or None,
     }
+
+
+def of_sessions(run: Run, key: str) -> list[str]:
+    """What the sessions of a run say under a key, each thing once, in their order."""
+    return list(dict.fromkeys(session[key] for session in run.info["sessions"] if session.get(key)))
 
 
 def _gain(after: Sequence[Row], before: Sequence[Row]) -> dict[str, list[float | None]]:
