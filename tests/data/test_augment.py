@@ -498,6 +498,14 @@ def test_bending_keeps_every_nucleus_in_one_part() -> None:
             assert ndimage.label(result.labels == name, np.ones((3, 3)))[1] == 1
 
 
+def test_a_tile_of_one_row_can_be_bent() -> None:
+    row = Sample(np.full((1, 64, 3), 90, np.uint8), np.ones((1, 64), np.int32), np.zeros((1, 64), bool))
+    for seed in range(40):
+        result = augment(row, only(elastic=6), seed)
+        assert result.image.shape == (1, 64, 3)
+        assert (result.image == 90).all()
+
+
 @pytest.mark.parametrize("turns", range(4))
 @pytest.mark.parametrize("side", [64, 65])
 def test_quarter_turns_are_exact(turns: int, side: int) -> None:

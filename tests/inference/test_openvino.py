@@ -25,16 +25,18 @@ def model(tiny_sam_folder: Path) -> NucleiSam:
     return sam
 
 
-def _predictor(model: NucleiSam, network: OpenVinoNetwork | None = None) -> Predictor:
-    return Predictor(model, input_size=64, normalise="unit", dense=DENSE, network=network)
+def _predictor(model: NucleiSam, network: OpenVinoNetwork | None = None, size: int = 64) -> Predictor:
+    return Predictor(model, input_size=size, normalise="unit", dense=DENSE, network=network)
 
 
-@pytest.mark.parametrize(("precision", "tolerance"), [("no", 1e-3), ("bf16", 1.0)])
-def test_maps_are_those_of_torch(model, precision, tolerance):
+# The tiny base's own size, and one that its positions have to be resized for.
+@pytest.mark.parametrize(("size", "precision", "tolerance"), [(64, "no", 1e-3), (64, "bf16", 1.0), (96, "no", 1e-3)])
+def test_maps_are_those_of_torch(model, size, precision, tolerance):
     pytest.importorskip("openvino", reason="openvino is not installed: pip install 'nuclora[openvino]'")
     image = np.random.default_rng(0).integers(0, 256, (130, 100, 3), dtype=np.uint8)
-    expected = _predictor(model).maps(image, 2)
-    found = _predictor(model, OpenVinoNetwork(convert(model, 64, DENSE.window), precision)).maps(image, 2)
+    expected = _predictor(model, size=size).maps(image, 2)
+    network = OpenVinoNetwork(convert(model, size, DENSE.window), precision)
+    found = _predictor(model, network, size).maps(image, 2)
     # Offsets are in pixels, up to some tens; the other maps are within 0..1.
     np.testing.assert_allclose(found.values, expected.values, atol=tolerance)
     assert np.abs(found.values[:3] - expected.values[:3]).max() < tolerance / 5

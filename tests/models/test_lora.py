@@ -157,9 +157,9 @@ def test_frozen_layers_cost_no_backward() -> None:
 
 
 @pytest.mark.parametrize("train", [True, False])
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-def test_folded_layer_equals_pefts_own(train: bool, dropout: float) -> None:
-    config = LoraConfig(r=3, lora_alpha=5, lora_dropout=dropout, target_modules=["0"])
+@pytest.mark.parametrize(("dropout", "bias"), [(0.0, False), (0.3, False), (0.0, True)])
+def test_folded_layer_equals_pefts_own(train: bool, dropout: float, bias: bool) -> None:
+    config = LoraConfig(r=3, lora_alpha=5, lora_dropout=dropout, lora_bias=bias, target_modules=["0"])
     torch.manual_seed(0)
     plain = get_peft_model(nn.Sequential(nn.Linear(6, 8)), config).train(train)
     folded = get_peft_model(nn.Sequential(nn.Linear(6, 8)), fold_adapters(copy.deepcopy(config))).train(train)

@@ -72,6 +72,17 @@ def test_mask_stride_only_coarsens_the_masks(tiny_recipe):
     assert torch.equal(coarse.labels, fine.labels[2::4, 2::4])
 
 
+def test_what_has_no_pixel_in_the_masks_is_not_prompted(tiny_recipe):
+    sample = _sample()
+    sample.labels[:] = 0
+    sample.labels[8:24, 8:24] = 1
+    # Between the pixels that stay of each 4 x 4.
+    sample.labels[40:56, 41] = 2
+    recipe = tiny_recipe.model_copy(update={"loss": LossSettings(stride=4)})
+    assert _make(tiny_recipe, sample).ids.tolist() == [1, 2]
+    assert _make(recipe, sample).ids.tolist() == [1]
+
+
 def test_jittered_boxes_stay_inside_in_order_and_within_the_jitter():
     generator = np.random.default_rng(0)
     boxes = np.array([[0, 0, 63, 63], [10, 20, 10, 20], [5, 6, 25, 16]], np.float32)

@@ -188,14 +188,20 @@ def _corner(room: float, chance: float, whole: bool) -> float:
     return chance * room if room >= 0 else room / 2
 
 
+def _span(points: torch.Tensor, side: int) -> tuple[int, int]:
+    """First and end of the pixels in a row or column of a tile that points lie between; one at least."""
+    # Bent, all points may lie outside a tile of a few pixels.
+    first = min(max(math.floor(float(points.min())), 0), side - 1)
+    return first, max(min(math.ceil(float(points.max())) + 1, side), first + 1)
+
+
 def _read(planes: _Planes, view: _View) -> tuple[torch.Tensor, NDArray[np.int32], NDArray[np.bool_]]:
     """Read image (3, H, W) as floats, labels (H, W) and ignore (H, W) at the points of a view."""
     rows, columns = view.points()
     # Only the part that the view shows: tiles may be many times larger than it. What is mirrored lies in this
     # part as well, because the view's centre lies in the tile.
     (top, bottom), (left, right) = (
-        (max(math.floor(float(points.min())), 0), min(math.ceil(float(points.max())) + 1, side))
-        for points, side in zip((rows, columns), planes[1].shape, strict=True)
+        _span(points, side) for points, side in zip((rows, columns), planes[1].shape, strict=True)
     )
     window = slice(top, bottom), slice(left, right)
     image, labels, ignore = planes[0][window], planes[1][window], planes[2][window]

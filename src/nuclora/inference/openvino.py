@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,6 +18,7 @@ from nuclora.inference.provenance import hash_file
 from nuclora.models.adapter import INT8
 from nuclora.models.dense_sam import DenseSam
 from nuclora.models.precision import Precision
+from nuclora.models.vit import ViT
 
 _HINTS: Final[dict[Precision, str]] = {"no": "f32", "bf16": "bf16"}
 
@@ -70,8 +72,10 @@ def convert(model: DenseSam, input_size: int, window: int) -> Any:
     """
     openvino = _require_openvino()
     examples = torch.zeros(1, 3, input_size, input_size), torch.zeros(1, 3, window, window)
+    encoder = model.vision_encoder
+    fixed = encoder.fixed_positions(input_size) if isinstance(encoder, ViT) else contextlib.nullcontext()
     # The fused attention kernels cannot be taken apart into what OpenVINO knows.
-    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
+    with fixed, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():
         # PyTorch's export calls what PyTorch itself has deprecated.
         warnings.simplefilter("ignore", FutureWarning)
         return openvino.convert_model(torch.export.export(model.eval(), examples, strict=False))

@@ -56,6 +56,7 @@ class FoldedLinear(Linear):  # type: ignore[misc]
         return all(
             name in self.lora_A
             and name not in self.lora_variant
+            and self.lora_B[name].bias is None
             and (isinstance(self.lora_dropout[name], nn.Identity) or not self.training)
             for name in self.active_adapters
         )

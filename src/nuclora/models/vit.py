@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import SamVisionConfig
 from transformers.models.sam.modeling_sam import SamVisionAttention, SamVisionEncoder
 
@@ -136,6 +140,23 @@ class ViT(SamVisionEncoder):  # type: ignore[misc]
             if index in tapped:
                 found.append(hidden_states.permute(0, 3, 1, 2))
         return (*found, self.neck(hidden_states))
+
+    @contextlib.contextmanager
+    def fixed_positions(self, size: int) -> Iterator[None]:
+        """Hold the absolute positions at one input size, for exporters that cannot resize them.
+
+        Args:
+            size: Side of the input in pixels.
+        """
+        own: Any = self.pos_embed  # type: ignore[has-type]
+        if own is not None:
+            cells = size // self.config.patch_size
+            with torch.no_grad():
+                self.pos_embed = nn.Parameter(self._positions(cells, cells), requires_grad=False)
+        try:
+            yield
+        finally:
+            self.pos_embed = own
 
     def _tapped(self) -> tuple[int, ...]:
         """Indices of the blocks whose output is a level; fewer than four where there are fewer blocks."""

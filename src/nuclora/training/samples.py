@@ -128,16 +128,19 @@ def make_sample(
     """
     known = np.where(sample.ignore, 0, sample.labels).astype(np.int32)
     frame_labels = _resize_nearest(known, size)
+    mask_labels = _resize_nearest(known, size // recipe.loss.stride)
     ids, boxes = label_boxes(frame_labels)
+    # A sliver may have no pixel at the masks' size: nothing could be learnt of it but that it is not there.
+    there = np.isin(ids, mask_labels)
+    ids, boxes = ids[there], boxes[there]
     weights = nucleus_weights(frame_labels, ids, recipe.loss)
     keep = _draw_nuclei(len(ids), recipe.prompts, generator)
     ids, boxes, weights = ids[keep], boxes[keep], weights[keep]
-    mask_size = size // recipe.loss.stride
     dense = None if recipe.dense is None else _dense_truth(sample, known, recipe.dense, normalise)
     return TrainingSample(
         pixel_values=prepare(sample.image, size, normalise, antialias=dense is not None),
-        labels=torch.from_numpy(_resize_nearest(known, mask_size)),
-        valid=torch.from_numpy(~_resize_nearest(sample.ignore, mask_size)),
+        labels=torch.from_numpy(mask_labels),
+        valid=torch.from_numpy(~_resize_nearest(sample.ignore, mask_labels.shape[0])),
         ids=torch.from_numpy(ids),
         is_box=torch.from_numpy(generator.random(len(ids)) < recipe.prompts.box_share),
         boxes=torch.from_numpy(jitter_boxes(boxes, recipe.prompts.box_jitter, size, generator)),
