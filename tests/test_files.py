@@ -166,6 +166,27 @@ def test_appending_to_a_full_disk_is_told(tmp_path, monkeypatch):
         log.append("two")
 
 
+def test_after_a_torn_line_the_next_is_whole(tmp_path, monkeypatch):
+    log = AppendLog(tmp_path / "log")
+    log.append("one")
+
+    whole = Path.open
+
+    def full(path, mode="r", **more):
+        if mode == "a":
+            with whole(path, "ab") as file:
+                file.write(b"tw")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return whole(path, mode, **more)
+
+    monkeypatch.setattr(Path, "open", full)
+    with pytest.raises(NucloraError, match="No space left"):
+        log.append("two")
+    monkeypatch.undo()
+    log.append("three")
+    assert log.lines() == ["one", "three"]
+
+
 def test_a_log_knows_whether_it_is_empty(tmp_path):
     log = AppendLog(tmp_path / "log")
     assert log.is_empty

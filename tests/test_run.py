@@ -208,6 +208,17 @@ start()
     assert (run.recipe, run.folds) == (load_recipe("paper"), TABLE)
 
 
+def test_a_run_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch):
+    _start(tmp_path / "run")
+
+    def forbidden(path, *_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "read_text", forbidden)
+    with pytest.raises(NucloraError, match=r"run\.json: cannot be read \(Permission denied\); check the path"):
+        Run(tmp_path / "run")
+
+
 @pytest.mark.parametrize("content", [None, b"", b'{"recipe": ', b"\xff", b"[]", b"null", b"3", b"{}"])
 def test_a_missing_or_damaged_run_json_is_told(content, tmp_path):
     _start(tmp_path / "run")

@@ -222,7 +222,7 @@ def remove_torn(folder: Path, *, deep: bool = False, stores: str | None = None) 
 
     Args:
         folder: The folder.
-        deep: In the folders below it too.
+        deep: In the folders below it too, but not in runs and in what another process holds.
         stores: Ending of the folders that :func:`atomic_folder` writes there: what it left of them goes too, and they
             are not looked into. Of others it may be at work at this moment, for a command that holds no folder.
 
@@ -238,7 +238,12 @@ def remove_torn(folder: Path, *, deep: bool = False, stores: str | None = None) 
                 scratch = Path(place, name)
                 if name.startswith(".") and name.endswith(_SCRATCH) and not scratch.is_symlink():
                     _drop_scratch(scratch, scratch.with_name(name[1:].removesuffix(_SCRATCH)))
-            folders[:] = [name for name in folders if deep and name not in closed]
+            folders[:] = [name for name in folders if deep and name not in closed and not _is_others(Path(place, name))]
+
+
+def _is_others(folder: Path) -> bool:
+    """Whether a folder has a holder of its own, see :func:`hold`, at whatever time."""
+    return (folder / ".lock").exists() or (folder / "run.json").exists()
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -324,11 +329,13 @@ class AppendLog:
         """Add one line."""
         if not self._is_whole:
             self._drop_torn_line()
-            self._is_whole = True
+        # On a full disk it is torn.
+        self._is_whole = False
         with disk_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(line + "\n")
+        self._is_whole = True
 
     def rewrite(self, lines: Sequence[str]) -> None:
         """Replace the content."""

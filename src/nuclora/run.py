@@ -31,7 +31,7 @@ from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation, Row
-from nuclora.files import AppendLog, damaged, disk_errors, hold, require_utf8, write_atomic
+from nuclora.files import AppendLog, damaged, disk_errors, hold, require_utf8, unreadable, write_atomic
 from nuclora.machine import environment
 from nuclora.recipe import Recipe, load_recipe
 
@@ -105,6 +105,8 @@ class Run:
         try:
             self.info: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
             _Info.model_validate(self.info)
+        except PermissionError as error:
+            raise unreadable(folder / "run.json", error) from error
         except (OSError, ValueError) as error:
             raise NucloraError(
                 "holds no nuclora run (run.json is missing or broken)",

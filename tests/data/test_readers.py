@@ -251,13 +251,15 @@ def test_what_is_drawn_by_hand_in_qupath_is_told_by_its_class(tmp_path: Path) ->
     found = feature(polygon(square(0, 0, 5)), "detection")
     drawn = feature(polygon(square(10, 10, 6)), "annotation")
     drawn["properties"]["classification"] = {"name": "Nucleus", "color": [1, 2, 3]}
+    derived = feature(polygon(square(40, 40, 7)), "annotation")
+    derived["properties"]["classification"] = {"names": ["Nucleus", "Positive"]}
     region = feature(polygon(square(0, 0, 30)), "annotation")
     region["properties"]["classification"] = {"name": "Tumor"}
     vague = feature(polygon(square(20, 20, 4)), "annotation")
-    vague["properties"]["classification"] = "Ignore*"
-    geojson(tmp_path, [found, drawn, region, vague])
+    vague["properties"]["classification"] = {"names": ["Ignore*"]}
+    geojson(tmp_path, [found, drawn, derived, region, vague])
     sample = open_tiles(tmp_path)[0].read()
-    assert sorted(np.bincount(sample.labels.ravel())[1:].tolist()) == [25, 36]
+    assert sorted(np.bincount(sample.labels.ravel())[1:].tolist()) == [25, 36, 49]
     assert sample.ignore.sum() == 16
 
 

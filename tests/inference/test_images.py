@@ -161,6 +161,34 @@ def test_a_store_is_kept_and_made_anew_like_a_file(prediction: Prediction) -> No
     assert (store / "zarr.json").exists()
 
 
+def test_a_store_that_somebody_has_changed_is_not_replaced(prediction: Prediction) -> None:
+    prediction(formats=("zarr",))
+    labels = zarr.open_group(prediction.out / "im 2.zarr")["labels/nuclei/0"]
+    labels[:3, :3] = 99
+    with pytest.raises(NucloraError, match=r"im 2\.zarr: changed since `nuclora predict` wrote it"):
+        prediction(formats=("table",))
+    assert (labels[:3, :3] == 99).all()
+
+
+def test_a_folder_of_somebodys_own_that_is_called_like_parts_stays(prediction: Prediction) -> None:
+    mine = prediction.out / "im 1.parts"
+    mine.mkdir(parents=True)
+    (mine / "notes.txt").write_text("mine")
+    for _ in range(2):
+        prediction(formats=("labels",))
+    assert (mine / "notes.txt").read_text() == "mine"
+
+
+def test_what_others_are_writing_below_is_left_alone(prediction: Prediction) -> None:
+    for holder in (".lock", "run.json"):
+        below = prediction.out / f"with {holder}"
+        below.mkdir(parents=True)
+        (below / holder).touch()
+        (below / ".checkpoint.safetensors.0123abcd.tmp").touch()
+    prediction(formats=("labels",))
+    assert len(list(prediction.out.glob("*/.checkpoint*"))) == 2
+
+
 def test_what_a_kill_left_of_a_store_goes(prediction: Prediction) -> None:
     """Also where this command writes no store."""
     (prediction.out / ".im 0.zarr.scratch" / "new").mkdir(parents=True)

@@ -183,6 +183,13 @@ def test_export_leaves_it_behind_and_says_so(quantized: Path, tmp_path: Path) ->
     assert not list((tmp_path / "copy").glob("dense_int8.*"))
 
 
+def test_what_tells_of_an_adapter_goes_with_its_copies(quantized: Path, tmp_path: Path) -> None:
+    (quantized / "README.md").write_text("labels: CC BY 4.0")
+    result = CliRunner().invoke(app, ["export", str(quantized), "-o", str(tmp_path / "copy")])
+    assert result.exit_code == 0
+    assert (tmp_path / "copy" / "README.md").read_text() == "labels: CC BY 4.0"
+
+
 def test_a_full_disk_is_told(
     dense_adapter: Path, tiny_sam_folder: Path, tiles: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import tifffile
 import zarr
+from PIL import Image
 from shapely.geometry import Polygon, shape
 from skimage.measure import regionprops
 
@@ -22,7 +23,7 @@ from nuclora.inference.canvas import Region, SlideOptions, open_canvas
 from nuclora.inference.engine import LocalEngine, NamedProgress
 from nuclora.inference.image_files import find_images
 from nuclora.inference.images import Outcome, predict_images
-from nuclora.inference.jobs import How
+from nuclora.inference.jobs import How, require_slides
 from nuclora.inference.outputs import FORMATS, open_outputs
 from nuclora.inference.parts import Parts
 from nuclora.io import zarr as of_zarr
@@ -266,6 +267,38 @@ def test_a_full_disk_keeps_what_is_done(slide: Path, tmp_path: Path, monkeypatch
         predict(slide, tmp_path / "out")
     monkeypatch.undo()
     assert len(list((tmp_path / "out" / "slide.parts").glob("*.npz"))) == 2
+
+
+def test_a_slide_too_large_for_the_memory_stops_no_other(
+    image: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("one", "two"):
+        (tmp_path / "in").mkdir(exist_ok=True)
+        write_slide(tmp_path / "in" / f"{name}.tif", image, 4.0)
+    blocks_of = module.predict_blocks
+    calls = 0
+
+    def fail(*arguments: Any) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            raise MemoryError
+        blocks_of(*arguments)
+
+    monkeypatch.setattr(module, "predict_blocks", fail)
+    outcome = predict(tmp_path / "in", tmp_path / "out")
+    assert [Path(row.image).name for row in outcome.rows] == ["two.tif"]
+    (failure,) = outcome.failures
+    assert "one.tif: needs more memory than there is; leave it more memory" in str(failure)
+
+
+def test_a_damaged_slide_is_no_image_to_the_options_of_slides(slide: Path, tmp_path: Path) -> None:
+    damaged = tmp_path / "damaged.tif"
+    damaged.write_bytes(slide.read_bytes()[:300])
+    require_slides(find_images([slide, damaged]))
+    Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "image.png")
+    with pytest.raises(NucloraError, match=r"image\.png: --region and --no-tissue-mask are for slides"):
+        require_slides(find_images([slide, damaged, tmp_path / "image.png"]))
 
 
 def test_a_region_of_a_slide(slide: Path, image: np.ndarray, tmp_path: Path) -> None:

@@ -353,7 +353,7 @@ def test_a_tiff_damaged_anywhere_is_told_by_name(image: np.ndarray, tmp_path: Pa
         for place in generator.integers(0, len(content) - 192, 3):
             content[place] = generator.choice([0, 1, 255, generator.integers(256)])
         path.write_bytes(content)
-        assert is_slide(path, 10**9) in (False, True)
+        assert is_slide(path, 10**9) in (False, True, None)
         try:
             with TiffSlide(path, None) as slide:
                 slide.read(0, 0, 8, 8)

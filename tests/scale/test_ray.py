@@ -6,7 +6,9 @@ import csv
 import json
 import os
 import signal
+import socket
 import sys
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -174,6 +176,9 @@ class Frail:
     def refuse(self) -> None:
         raise NucloraError("not the weights", path="/weights", mend="fetch them")
 
+    def nap(self) -> None:
+        time.sleep(3)
+
     def die(self) -> None:
         os._exit(1)
 
@@ -218,6 +223,73 @@ def test_work_that_kills_its_actors_is_given_up(frail: tuple[Callable[[str], Non
     with pytest.raises(NucloraError, match=r"^frail work: 2 workers died of it \(ActorDiedError\); see whether"):
         call("die")
     assert len(actors) == 2
+
+
+def test_work_that_is_given_up_may_end_and_the_rest_goes_on(
+    frail: tuple[Callable[[str], None], list[Any]], cluster: Cluster
+) -> None:
+    _, actors = frail
+    done = []
+
+    def deadly(worker: Any) -> pool.Steps:
+        try:
+            yield worker.die.remote()
+        except pool.GivenUp as error:
+            done.append(str(error)[:10])
+
+    def sound(worker: Any) -> pool.Steps:
+        done.append((yield worker.ready.remote()))
+
+    def make() -> Any:
+        import ray
+
+        actors.append(ray.remote(**cluster.needs)(Frail).remote())
+        return actors[-1]
+
+    workers = pool.Pool(cluster, make, lambda: None)
+    workers.run(deque([pool.Task("frail work", "", deadly), *(pool.Task("more", "", sound) for _ in range(3))]))
+    workers.close()
+    assert sorted(done, key=str) == [None, None, None, "frail work"]
+
+
+class Stillborn:
+    """An actor that never becomes ready."""
+
+    def ready(self) -> None:
+        os._exit(1)
+
+
+def test_workers_that_die_while_they_start_stop_no_others(
+    frail: tuple[Callable[[str], None], list[Any]], cluster: Cluster
+) -> None:
+    import ray
+
+    made: list[type] = []
+    done = []
+
+    def make() -> Any:
+        made.append(Frail if not made else Stillborn)
+        return ray.remote(**cluster.needs)(made[-1]).remote()
+
+    def slow(worker: Any) -> pool.Steps:
+        yield worker.nap.remote()
+        done.append(worker)
+
+    workers = pool.Pool(cluster, make, lambda: None)
+    workers.run(deque(pool.Task("slow work", "", slow) for _ in range(3)))
+    workers.close()
+    assert len(done) == 3
+    # More deaths than would be given up.
+    assert made.count(Stillborn) > pool.TRIES
+
+
+def test_a_cluster_that_was_killed_is_told_from_one_that_answers(tmp_path: Path) -> None:
+    note = tmp_path / "ray_current_cluster"
+    assert not of_cluster._is_stale(note)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        note.write_text(f"127.0.0.1:{server.getsockname()[1]}")
+        assert not of_cluster._is_stale(note)
+    assert of_cluster._is_stale(note)
 
 
 @pytest.fixture(scope="module")

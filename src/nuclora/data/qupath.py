@@ -82,7 +82,8 @@ class GeoJsonObjects(Files):
         wanted = {"annotation"} if self.annotations else {"detection", "cell"}
         for number, feature in enumerate(guard(_features, tile.labels), start=1):
             kind, ignored = _kind(feature), _class(feature) == _IGNORE
-            is_drawn = kind == "annotation" and _class(feature) == _NUCLEUS
+            # With what QuPath derives from it, as "Nucleus: Positive".
+            is_drawn = kind == "annotation" and _class(feature).partition(":")[0] == _NUCLEUS
             if kind not in wanted and not ignored and not is_drawn:
                 continue
             geometry = feature.get("nucleusGeometry" if kind == "cell" and not ignored else "geometry")
@@ -130,7 +131,11 @@ def _kind(feature: dict[str, Any]) -> str:
 
 def _class(feature: dict[str, Any]) -> str:
     found = _properties(feature).get("classification")
-    return str(found.get("name", "") if isinstance(found, dict) else found or "").lower()
+    if isinstance(found, dict):
+        # Newer versions write a class and what is derived from it as a list.
+        names = found.get("names")
+        found = found.get("name") or (": ".join(map(str, names)) if isinstance(names, list) else "")
+    return str(found or "").lower()
 
 
 def _pixels(geometry: Any, shape: tuple[int, int]) -> Pixels | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from nuclora.data.images import read_image
 from nuclora.errors import NucloraError, is_out_of_memory
 from nuclora.inference.image_files import ImageFile
 from nuclora.inference.jobs import How, Job
-from nuclora.inference.outputs import Row
+from nuclora.inference.outputs import Row, stamp_of
 from nuclora.inference.predictor import Nuclei, Predictor
 from nuclora.inference.scale import require_room
 from nuclora.io.coco import nucleus_annotations, write_coco
@@ -38,9 +37,9 @@ class ImageWorker:
     def __init__(self, how: How) -> None:
         self.how = how
         self._predictor: Predictor | None = None
-        self._image: ImageFile | None = None
+        self._job: Job | None = None
         self._pixels = np.empty((0, 0, 3), dtype=np.uint8)
-        self._nuclei: Nuclei | None = None
+        self._found: ImageNuclei | None = None
         self._began = 0.0
 
     def predictor(self) -> Predictor:
@@ -56,31 +55,33 @@ class ImageWorker:
         except NucloraError as error:
             return NucloraError(error.reason, path=job.image.path, mend=error.mend)
         except Exception as error:
-            return _too_large(job.image, error)
-        self._image = job.image
+            return too_large(job, error)
+        self._job = job
         return None
 
     def find(self) -> NucloraError | None:
         """Find the nuclei of the image that was read; why that cannot be, if so."""
-        assert self._image is not None
+        assert self._job is not None
         predictor = self.predictor()
         self._began = time.monotonic()
         try:
-            self._nuclei = predictor.nuclei(self._pixels, self.how.settings, mpp=self.how.microns_per_pixel)
+            nuclei = predictor.nuclei(self._pixels, self.how.settings, mpp=self.how.microns_per_pixel)
         except Exception as error:
-            return _too_large(self._image, error)
+            return too_large(self._job, error)
+        self._found = ImageNuclei(self._job.image.path.name, self._pixels, nuclei, self.how.microns_per_pixel)
         return None
 
-    def write(self, paths: Mapping[str, Path], wrote: Callable[[str], None] | None = None) -> Row:
-        """Write what was found into files by format, and call `wrote` after each; what the summary says of it."""
-        assert self._image is not None
-        assert self._nuclei is not None
-        found = ImageNuclei(self._image.path.name, self._pixels, self._nuclei, self.how.microns_per_pixel)
-        for output, path in paths.items():
-            write_output(path, output, found)
-            if wrote is not None:
-                wrote(output)
-        return _row(self._image, self._nuclei, time.monotonic() - self._began)
+    def write(self, output: str, path: Path) -> list[int]:
+        """Write what was found into a file of one format; the file's stamp."""
+        assert self._found is not None
+        write_output(path, output, self._found)
+        return stamp_of(path)
+
+    def row(self) -> Row:
+        """What the summary says of it, once all is written."""
+        assert self._job is not None
+        assert self._found is not None
+        return _row(self._job.image, self._found.nuclei, time.monotonic() - self._began)
 
 
 @dataclass(frozen=True)
@@ -135,12 +136,15 @@ def write_output(path: Path, output: str, found: ImageNuclei) -> None:
         write_parquet(path, [found.columns])
 
 
-def _too_large(image: ImageFile, error: Exception) -> NucloraError:
+def too_large(job: Job, error: Exception) -> NucloraError:
     """The error of an image that there is too little memory for, which stops no other; raises any other error."""
     if not is_out_of_memory(error):
         raise error
-    mend = "save it as a tiled TIFF of several levels, which is read piece by piece"
-    return NucloraError("needs more memory than there is", path=image.path, mend=mend)
+    if job.is_slide:
+        mend = "leave it more memory: end other work, or take fewer --workers-per-gpu or --precision bf16"
+    else:
+        mend = "save it as a tiled TIFF of several levels, which is read piece by piece"
+    return NucloraError("needs more memory than there is", path=job.image.path, mend=mend)
 
 
 def _reader(pixels: NDArray[Any]) -> Read:

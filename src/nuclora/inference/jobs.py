@@ -92,7 +92,8 @@ def require_slides(images: Sequence[ImageFile]) -> None:
         NucloraError: One is not.
     """
     for image in images:
-        if not is_slide(image.path, MAX_PIXELS):
+        # What cannot be opened is told by name, and stops no other.
+        if is_slide(image.path, MAX_PIXELS) is False:
             raise NucloraError(
                 "--region and --no-tissue-mask are for slides, and this is an image",
                 path=image.path,

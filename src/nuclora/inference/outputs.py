@@ -23,7 +23,7 @@ from nuclora.errors import NucloraError
 from nuclora.files import LONGEST_NAME, AppendLog, disk_errors, hold, remove_torn
 from nuclora.inference.hashes import KnownHashes
 from nuclora.inference.image_files import ImageFile
-from nuclora.inference.parts import remove_parts
+from nuclora.inference.parts import part_files, remove_parts
 from nuclora.io.tables import write_rows
 
 FORMATS: Final[Mapping[str, str]] = {
@@ -84,8 +84,8 @@ class Record:
         made_by: Adapter and settings.
         formats: The outputs that are there, or that are being made.
         row: Its row of the summary, once its outputs are there.
-        written: Size and time of change in nanoseconds of each output when it was written, by format: what somebody
-            has changed since is not replaced.
+        written: :func:`stamp_of` of each output when it was written, by format: what somebody has changed since is
+            not replaced.
         before: What the outputs were made from that these are to replace or to go with, until these are there.
     """
 
@@ -219,7 +219,7 @@ class OutputFolder:
             file = self.path(image.name, output)
             if file.exists() and (record is None or output not in record.formats):
                 raise NucloraError("there already, and not from `nuclora predict`", path=file, mend=_MEND)
-            if file.exists() and record and record.written.get(output, _stamp(file)) != _stamp(file):
+            if file.exists() and record and record.written.get(output, stamp_of(file)) != stamp_of(file):
                 raise NucloraError("changed since `nuclora predict` wrote it", path=file, mend=_MEND)
 
     def begin(self, image: ImageFile, sha256: str, made_by: dict[str, Any], formats: Iterable[str]) -> list[str]:
@@ -238,18 +238,27 @@ class OutputFolder:
         self._add(begun)
         return wanted
 
-    def wrote(self, name: str, output: str) -> None:
-        """Note that an output that was there has been written anew: after a kill it is none that somebody changed."""
+    def wrote(self, name: str, output: str, stamp: list[int]) -> None:
+        """Note that an output has been written: after a kill it is none that somebody changed.
+
+        Args:
+            name: The image.
+            output: The format.
+            stamp: Of who wrote it, see :func:`stamp_of`: a file system that machines share may not show it here yet.
+        """
         record = self.records[name]
+        noted = replace(record, written=record.written | {output: stamp})
         if output in record.written:
-            self._add(replace(record, written=record.written | {output: _stamp(self.path(name, output))}))
+            self._add(noted)
+        else:
+            # A kill would leave what no note forbids to replace.
+            self.records[name] = noted
 
     def finish(self, name: str, formats: Sequence[str], row: Row) -> None:
         """Note that the outputs of an image are there."""
-        paths = {output: self.path(name, output) for output in formats}
-        # A file system that machines share may not show yet what another one has written.
-        written = {output: _stamp(path) for output, path in paths.items() if path.exists()}
-        self._add(replace(self.records[name], formats=list(formats), row=row, written=written, before=None))
+        record = self.records[name]
+        written = {output: stamp for output, stamp in record.written.items() if output in formats}
+        self._add(replace(record, formats=list(formats), row=row, written=written, before=None))
 
     def drop_parts(self, name: str) -> None:
         """Remove the parts of a slide whose outputs are there, where a kill came in between.
@@ -260,7 +269,7 @@ class OutputFolder:
             NucloraError: They cannot be removed.
         """
         ended = max((time for _, time in self.records[name].written.values()), default=0)
-        if all(path.stat().st_mtime_ns <= ended for path in self.parts(name).glob("*.npz")):
+        if all(path.stat().st_mtime_ns <= ended for path in part_files(self.parts(name))):
             remove_parts(self.parts(name))
 
     def arrange(self, names: Sequence[str]) -> None:
@@ -316,7 +325,7 @@ def _finished(record: Record | None) -> Record | None:
     return record if record is None or record.row is not None else record.before
 
 
-def _stamp(path: Path) -> list[int]:
-    """Size and time of change of a file or folder."""
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+def stamp_of(path: Path) -> list[int]:
+    """Size of a file or of all files in a folder, and time of the last change in nanoseconds."""
+    files = [file.stat() for file in path.rglob("*") if file.is_file()] if path.is_dir() else [path.stat()]
+    return [sum(file.st_size for file in files), max((file.st_mtime_ns for file in files), default=0)]

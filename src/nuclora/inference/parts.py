@@ -11,7 +11,6 @@ import io
 import itertools
 import json
 import re
-import shutil
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -21,7 +20,7 @@ from typing import Any, Final
 import numpy as np
 
 from nuclora.errors import NucloraError
-from nuclora.files import disk_errors, write_atomic
+from nuclora.files import disk_errors, remove_torn, write_atomic
 from nuclora.inference.blocks import Found
 
 _MADE_FROM: Final = "made-from.json"
@@ -64,7 +63,7 @@ class Parts:
 
     def indices(self) -> list[int]:
         """Numbers of the blocks that are done, ascending."""
-        return sorted(int(path.stem) for path in self.root.glob("*.npz") if _NUMBER.fullmatch(path.stem))
+        return [int(path.stem) for path in part_files(self.root)]
 
     def begin(self) -> None:
         """Note what the parts are made from, before several processes add to them.
@@ -160,7 +159,7 @@ def refuse_other_parts(root: Path, made_from: Mapping[str, Any]) -> None:
     Raises:
         NucloraError: They were made from others, or their note is damaged.
     """
-    if not any(root.glob("*.npz")) and not (root / _MADE_FROM).exists():
+    if not part_files(root) and not (root / _MADE_FROM).exists():
         return
     try:
         there, wanted = json.loads((root / _MADE_FROM).read_text("utf-8")), json.loads(json.dumps(made_from))
@@ -178,14 +177,24 @@ def refuse_other_parts(root: Path, made_from: Mapping[str, Any]) -> None:
 
 
 def remove_parts(root: Path) -> None:
-    """Remove the folder of a slide's parts, if there is one.
+    """Remove the parts of a slide and their folder, if there is one; what else lies in it stays, and it.
 
     Raises:
-        NucloraError: It cannot be removed.
+        NucloraError: They cannot be removed.
     """
-    if root.exists():
-        with disk_errors(root):
-            # Parts first: what a kill leaves of a folder is parts with their note, or nothing that counts.
-            for path in root.glob("*.npz"):
-                path.unlink()
-            shutil.rmtree(root)
+    if not root.is_dir():
+        return
+    remove_torn(root)
+    with disk_errors(root):
+        # Parts first: what a kill leaves of a folder is parts with their note, or nothing that counts.
+        for path in part_files(root):
+            path.unlink()
+        (root / _MADE_FROM).unlink(missing_ok=True)
+        if not any(root.iterdir()):
+            root.rmdir()
+
+
+def part_files(root: Path) -> list[Path]:
+    """The files of a slide's parts, in the order of their blocks; none where there is no such folder."""
+    found = (path for path in root.glob("*.npz") if _NUMBER.fullmatch(path.stem))
+    return sorted(found, key=lambda path: int(path.stem))

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +19,7 @@ from nuclora.inference.blocks import HALO, STEPS, Block, find_nuclei, plan_block
 from nuclora.inference.canvas import Canvas, SlideOptions, Tissue, find_tissue, open_canvas
 from nuclora.inference.image_files import ImageFile
 from nuclora.inference.jobs import How, Job, parts_made_from
-from nuclora.inference.outputs import OutputFolder, Row
+from nuclora.inference.outputs import OutputFolder, Row, stamp_of
 from nuclora.inference.parts import BLOCKS, Parts
 from nuclora.inference.predictor import Maps, Predictor
 from nuclora.inference.slide_outputs import (
@@ -57,8 +56,10 @@ def predict_slide(
     with open_work(job, folder.parts(name), how.slides, predictor.lattice, overwrite=how.overwrite) as work:
         predict_blocks(work.canvas, work.blocks, work.tissue, predictor, how.settings, work.parts, progress)
         wanted = folder.begin(job.image, job.sha256, job.made_by, how.formats)
-        paths = {output: folder.path(name, output) for output in wanted}
-        row = work.write(paths, functools.partial(folder.wrote, name))
+        began = time.monotonic()
+        for output in wanted:
+            folder.wrote(name, output, work.write(output, folder.path(name, output)))
+        row = work.row(time.monotonic() - began)
     folder.finish(name, wanted, row)
     work.parts.remove()
 
@@ -81,26 +82,30 @@ class SlideWork:
     blocks: Sequence[Block]
     parts: Parts
 
-    def write(self, paths: Mapping[str, Path], wrote: Callable[[str], None] | None = None) -> Row:
-        """Write its outputs, once all blocks are done.
+    def write(self, output: str, path: Path) -> list[int]:
+        """Write an output, once all blocks are done.
 
         Args:
-            paths: Files by format.
-            wrote: Called with each format once it is written.
+            output: Its format.
+            path: The file or folder.
 
         Returns:
-            What the summary says of it.
+            Its stamp, see :func:`nuclora.inference.outputs.stamp_of`.
 
         Raises:
             NucloraError: The disk is full.
         """
-        began = time.monotonic()
-        for output, path in paths.items():
-            write_output(path, output, self.canvas, self.blocks, self.parts)
-            if wrote is not None:
-                wrote(output)
+        write_output(path, output, self.canvas, self.blocks, self.parts)
+        return stamp_of(path)
+
+    def row(self, writing: float) -> Row:
+        """What the summary says of it.
+
+        Args:
+            writing: How many seconds its outputs took.
+        """
         count, area = self.parts.totals()
-        seconds = self.parts.seconds() + time.monotonic() - began
+        seconds = self.parts.seconds() + writing
         mean = area / count if count else None
         region = self.canvas.region
         return Row(str(self.image.path), region.width, region.height, count, mean, seconds, self.tissue.mm2, peak_mb())

@@ -29,20 +29,29 @@ _LARGEST_SEGMENT = 1 << 26
 _JPEG = frozenset({6, 7, 33007, 34892})
 
 
-def is_slide(path: Path, pixels: int) -> bool:
-    """Whether a file is a slide: by its suffix, or a TIFF of several levels or of more than so many pixels."""
+def is_slide(path: Path, pixels: int) -> bool | None:
+    """Whether a file is a slide: by its suffix, or a TIFF of several levels or of more than so many pixels.
+
+    Returns:
+        None where it is a TIFF that cannot be opened or is cut short: read as an image it is refused by name.
+    """
     suffix = path.suffix.lower()
     if suffix not in TIFF_SUFFIXES:
         return suffix in SLIDE_SUFFIXES
     try:
         with tifffile.TiffFile(path) as tiff:
             first = tiff.series[0].levels
-            return len(first) > 1 or int(first[0].keyframe.imagewidth) * int(first[0].keyframe.imagelength) > pixels
+            page = first[0].keyframe
+            if len(first) > 1 or int(page.imagewidth) * int(page.imagelength) > pixels:
+                return True
+            # Of a file that is cut short the other levels may be what lacks.
+            offsets = page.dataoffsets
+            return False if offsets and max(offsets) < path.stat().st_size else None
     except MemoryError:
         raise
     except Exception:
-        # A damaged TIFF makes tifffile raise nearly anything. Read as an image it is refused by name.
-        return False
+        # A damaged TIFF makes tifffile raise nearly anything.
+        return None
 
 
 def open_slide(path: Path, microns_per_pixel: float | None = None) -> Slide:

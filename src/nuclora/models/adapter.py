@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from nuclora.models.sam import NucleiSam
 
 CARD = "nuclora.json"
+_PAGE = "README.md"
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 DENSE_WEIGHTS = "dense_decoder.safetensors"
@@ -128,14 +129,20 @@ def save_adapter(peft_model: PeftModel, folder: Path, card: AdapterCard) -> None
 
 
 def _write(
-    folder: Path, config: LoraConfig, weights: Mapping[str, Mapping[str, torch.Tensor]], card: AdapterCard
+    folder: Path,
+    config: LoraConfig,
+    weights: Mapping[str, Mapping[str, torch.Tensor]],
+    card: AdapterCard,
+    others: Mapping[str, bytes] | None = None,
 ) -> None:
-    """Write an adapter's files, its tensors by file name, all of them or none."""
+    """Write an adapter's files, its tensors and others by file name, all of them or none."""
     with atomic_folder(folder) as fresh:
         config.save_pretrained(str(fresh))
         for name, tensors in weights.items():
             _save_tensors(tensors, fresh / name)
         (fresh / CARD).write_text(card.model_dump_json(indent=2) + "\n", "utf-8")
+        for name, content in (others or {}).items():
+            (fresh / name).write_bytes(content)
 
 
 def _save_tensors(tensors: Mapping[str, torch.Tensor], path: Path) -> None:
@@ -224,7 +231,7 @@ def shipped_adapter() -> Path:
 
 
 def save_half(folder: Path, out: Path, microns_per_pixel: float | None = None) -> None:
-    """Copy an adapter with its weights in half precision: half the size, to share or to ship.
+    """Copy an adapter, with the page about it if there is one, in half precision: half the size, to share or to ship.
 
     Weights are read back into single precision, so only digits are lost, not range: SAM's are far below float16's
     largest number.
@@ -255,7 +262,12 @@ def save_half(folder: Path, out: Path, microns_per_pixel: float | None = None) -
     card = card.model_copy(update={"int8": {}})
     if microns_per_pixel is not None:
         card = card.model_copy(update={"microns_per_pixel": microns_per_pixel})
-    _write(out, _read_config(folder), halves, card)
+    page = folder / _PAGE
+    try:
+        others = {_PAGE: page.read_bytes()} if page.is_file() else {}
+    except OSError as error:
+        raise unreadable(page, error) from error
+    _write(out, _read_config(folder), halves, card, others)
 
 
 def merge(peft_model: PeftModel) -> NucleiSam:

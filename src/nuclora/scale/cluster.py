@@ -28,6 +28,8 @@ Machine: TypeAlias = dict[str, float]
 
 # Seconds.
 _JOINING: Final = 60.0
+_NOTED: Final = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
+"""Where Ray notes the cluster that `ray start` has started on this machine."""
 
 SETTINGS: Final = {
     # Nothing is asked of anybody, and nothing told.
@@ -63,11 +65,16 @@ class Cluster:
 
     Attributes:
         size: What a worker is given.
-        needs: The same in Ray's words.
     """
 
     size: WorkerSize
-    needs: dict[str, float]
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What a worker is given, in Ray's words; with a GPU as soon as a machine with any has joined."""
+        import ray
+
+        return needs_of(_machines(ray), self.size)
 
     @property
     def workers(self) -> int:
@@ -116,7 +123,10 @@ def connect(size: WorkerSize = WorkerSize()) -> Iterator[Cluster]:
         address = os.environ.get("RAY_ADDRESS", "")
         try:
             _reach(address)
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            if not address and _is_stale(_NOTED):
+                # Ray would try for minutes to reach it.
+                address = "local"
+            ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
             what = " ".join(str(error).split())[:200]
             raise NucloraError(
@@ -143,10 +153,21 @@ def connect(size: WorkerSize = WorkerSize()) -> Iterator[Cluster]:
                     mend="lower --worker-cpus, or see `ray status`",
                 )
             time.sleep(1)
-        yield Cluster(size, needs_of(machines, size))
+        yield Cluster(size)
     finally:
         if ours:
             ray.shutdown()
+
+
+def _is_stale(note: Path) -> bool:
+    """Whether Ray has noted a cluster of this machine that does not answer: it was killed and not stopped."""
+    try:
+        _reach(note.read_text("utf-8").strip())
+    except FileNotFoundError:
+        return False
+    except (OSError, UnicodeDecodeError):
+        return True
+    return False
 
 
 def _reach(address: str) -> None:

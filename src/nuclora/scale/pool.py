@@ -23,7 +23,8 @@ class Task:
     Attributes:
         title: What it is, to be told.
         key: Tasks of one key share what a worker has at hand, and go to the same one if that may be.
-        steps: Begins the work with a worker.
+        steps: Begins the work with a worker. Where that work has cost too many workers, :class:`GivenUp` is thrown
+            into it: it ends then.
     """
 
     title: str
@@ -60,7 +61,7 @@ class Pool:
         """Work off tasks, and those that are added meanwhile.
 
         Raises:
-            NucloraError: A task raised it, or workers keep dying.
+            NucloraError: A task raised it, or did not catch that it was given up, or workers die while they start.
         """
         import ray
 
@@ -117,6 +118,7 @@ class Pool:
             self._step(worker, lambda steps: steps.throw(told))
         else:
             if worker.steps is None:
+                self._deaths[None] = 0
                 self._idle.append(worker)
             else:
                 self._step(worker, lambda steps: steps.send(value))
@@ -128,20 +130,32 @@ class Pool:
             # Lost may mean out of reach.
             ray.kill(worker.actor)
         self._deaths[worker.task] += 1
-        if self._deaths[worker.task] >= TRIES:
-            raise given_up(worker.task.title if worker.task else "starting", loss) from loss
-        if worker.task:
+        is_over = self._deaths[worker.task] >= TRIES
+        if worker.task is None:
+            # A machine that goes takes all with it that were starting on it.
+            if is_over and not self._idle and not any(other.task for other in self._busy.values()):
+                raise given_up("starting", loss) from loss
+        elif is_over:
+            assert worker.steps is not None
+            # Who has lost it may know how to do without.
+            with contextlib.suppress(StopIteration):
+                worker.steps.throw(given_up(worker.task.title, loss))
+        else:
             tasks.appendleft(worker.task)
 
 
-def given_up(title: str, loss: WorkerLost) -> NucloraError:
+class GivenUp(NucloraError):
+    """Work has cost too many workers."""
+
+
+def given_up(title: str, loss: WorkerLost) -> GivenUp:
     """The error that work has cost too many workers.
 
     Args:
         title: What they worked on.
         loss: How the last of them was lost.
     """
-    return NucloraError(
+    return GivenUp(
         f"{title}: {TRIES} workers died of it ({loss})",
         mend="see whether their memory was full; the same command goes on from what is done",
     )

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,13 +16,13 @@ from nuclora.errors import NucloraError
 from nuclora.inference.engine import NamedProgress, Progress
 from nuclora.inference.hashes import Hashed, read_hash
 from nuclora.inference.image_files import ImageFile
-from nuclora.inference.image_worker import ImageWorker
+from nuclora.inference.image_worker import ImageWorker, too_large
 from nuclora.inference.jobs import How, Job, failure_of, make_job
 from nuclora.inference.outputs import OutputFolder, Row
 from nuclora.inference.parts import remove_parts
 from nuclora.inference.slides import SlideWork, has_tissue, open_work, peak_mb, predict_blocks
 from nuclora.scale.cluster import Cluster, Place
-from nuclora.scale.pool import Pool, Steps, Task
+from nuclora.scale.pool import GivenUp, Pool, Steps, Task
 
 LONGEST_RUN: Final = 16
 """Blocks of one task, neighbours where that may be: each takes over the windows that it shares with the one before."""
@@ -115,8 +115,11 @@ class RayEngine:
 
         # Of the folder of outputs its lock is there as long as somebody works on it.
         place = Place(folder.root / ".lock")
-        actor = ray.remote(max_restarts=0, **self._cluster.needs)(Worker)
-        return Pool(self._cluster, lambda: actor.remote(place, how), self._check)
+
+        def make() -> Any:
+            return ray.remote(max_restarts=0, **self._cluster.needs)(Worker).remote(place, how)
+
+        return Pool(self._cluster, make, self._check)
 
 
 Settle = Callable[[Job, NucloraError | None], None]
@@ -138,8 +141,13 @@ class _Image:
             failure = yield worker.find_nuclei.remote(job)
             if failure is None:
                 wanted = self.folder.begin(job.image, job.sha256, job.made_by, self.how.formats)
-                row = yield worker.write_image.remote({output: self.folder.path(name, output) for output in wanted})
+                for output in wanted:
+                    stamp = yield worker.write_image.remote(output, self.folder.path(name, output))
+                    self.folder.wrote(name, output, stamp)
+                row = yield worker.image_row.remote()
                 self.folder.finish(name, wanted, row)
+        except GivenUp as error:
+            failure = NucloraError(error.reason, path=job.image.path, mend=error.mend)
         except NucloraError as error:
             failure = failure_of(job, error)
         self.settle(job, failure)
@@ -173,13 +181,17 @@ class _Slide:
             yield worker.load.remote()
             try:
                 yield from steps(worker)
+            except GivenUp as error:
+                self._fail(NucloraError(error.reason, path=self.job.image.path, mend=error.mend))
             except NucloraError as error:
-                failure = failure_of(self.job, error)
-                if not self.is_settled:
-                    self.is_settled = True
-                    self.settle(self.job, failure)
+                self._fail(failure_of(self.job, error))
 
         return Task(f"{self.job.image.name}, {what}", self.job.image.name, guarded)
+
+    def _fail(self, failure: NucloraError) -> None:
+        if not self.is_settled:
+            self.is_settled = True
+            self.settle(self.job, failure)
 
     def plan(self, worker: Any) -> Steps:
         self.blocks, missing = yield worker.plan_slide.remote(self.job, self.root)
@@ -206,8 +218,11 @@ class _Slide:
     def write(self, worker: Any) -> Steps:
         job, name = self.job, self.job.image.name
         wanted = self.folder.begin(job.image, job.sha256, job.made_by, self.how.formats)
-        paths = {output: self.folder.path(name, output) for output in wanted}
-        row: Row = yield worker.write_slide.remote(job, self.root, paths)
+        began = time.monotonic()
+        for output in wanted:
+            stamp = yield worker.write_slide.remote(job, self.root, output, self.folder.path(name, output))
+            self.folder.wrote(name, output, stamp)
+        row: Row = yield worker.slide_row.remote(job, self.root, time.monotonic() - began)
         peak = max(self.peak_mb, row.peak_mb or 0)
         self.folder.finish(name, wanted, dataclasses.replace(row, peak_mb=peak))
         remove_parts(self.root)
@@ -255,9 +270,13 @@ class Worker:
         """Find the nuclei of an image; why it could not be read, if so."""
         return self._images.read(job) or self._images.find()
 
-    def write_image(self, paths: Mapping[str, Path]) -> Row:
-        """Write what was found last."""
-        return self._images.write(paths)
+    def write_image(self, output: str, path: Path) -> list[int]:
+        """Write what was found last in one format; its stamp."""
+        return self._images.write(output, path)
+
+    def image_row(self) -> Row:
+        """What the summary says of what was found last."""
+        return self._images.row()
 
     def plan_slide(self, job: Job, root: Path) -> tuple[int, list[int]]:
         """How many blocks show tissue, and which of them are still to be done."""
@@ -270,14 +289,24 @@ class Worker:
         """Find and keep the nuclei of some blocks; the most memory that this process has held so far, in megabytes."""
         work = self._work(job, root)
         blocks = [work.blocks[index] for index in run]
-        predict_blocks(work.canvas, blocks, work.tissue, self._images.predictor(), self._how.settings, work.parts)
+        predictor = self._images.predictor()
+        try:
+            predict_blocks(work.canvas, blocks, work.tissue, predictor, self._how.settings, work.parts)
+        except NucloraError:
+            raise
+        except Exception as error:
+            raise too_large(job, error) from error
         return peak_mb()
 
-    def write_slide(self, job: Job, root: Path, paths: Mapping[str, Path]) -> Row:
-        """Write the outputs of a slide."""
+    def write_slide(self, job: Job, root: Path, output: str, path: Path) -> list[int]:
+        """Write an output of a slide; its stamp."""
         work = self._work(job, root)
         _await(work)
-        return work.write(paths)
+        return work.write(output, path)
+
+    def slide_row(self, job: Job, root: Path, writing: float) -> Row:
+        """What the summary says of a slide whose outputs took so many seconds."""
+        return self._work(job, root).row(writing)
 
     def _work(self, job: Job, root: Path, *, overwrite: bool = False) -> SlideWork:
         if self._slide is None or self._slide[0] != job:

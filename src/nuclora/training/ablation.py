@@ -98,7 +98,7 @@ def plan_ablation(
     fold_table: FoldTable | None = None,
     folds: Sequence[int] = (1,),
     only: Sequence[str] | None = None,
-    weights: Path | None = None,
+    weights: str | Path | None = None,
 ) -> Ablation:
     """Resolve all rows and check them against base, folds and what `out` holds; nothing is begun.
 
@@ -122,7 +122,8 @@ def plan_ablation(
     table.check_against(tiles)
     for fold in folds:
         table.test(fold)
-    draft = Ablation(changes.name, Path(out), rows, (), tiles, table, tuple(sorted(set(folds))), weights)
+    file = Path(weights) if weights else None
+    draft = Ablation(changes.name, Path(out), rows, (), tiles, table, tuple(sorted(set(folds))), file)
     _check_folder(draft.folder)
     # Before anything is read of a finished row: its folder may hold another recipe's run.
     begun = [row for row in rows if draft.run_of(row)]
@@ -131,7 +132,7 @@ def plan_ablation(
         _check_run(draft, row, sha256, None)
     pending = [row for row in chosen if not draft.is_done(row)]
     for name in sorted({row.recipe.base for row in pending}):
-        base = load_base(name, weights)
+        base = load_base(name, file)
         for row in pending:
             if row.recipe.base == name:
                 processes = int(os.environ.get("WORLD_SIZE", "1"))

@@ -73,6 +73,8 @@ class FoldTrainer:
         self.size, self.normalise = input_frame(self.recipe, base)
         fit, validation = split_tiles(self.recipe, run.folds, fold)
         self.fit_tiles = tiles.subset(fit)
+        # Thresholds are tuned on tiles as they are: an adapter knows a scale only where those have it too.
+        self.microns_per_pixel = scale_of(tiles.subset([*fit, *validation]))
         self.validation_tiles = tiles.subset(thin(validation, self.recipe.train.validation_tiles))
         train = self.recipe.train
         self.plan = make_plan(self.recipe, fold, [tile.group for tile in self.fit_tiles], accelerator.num_processes)
@@ -299,7 +301,7 @@ class FoldTrainer:
             base_sha256=self.base.sha256,
             input_size=self.size,
             normalise=self.normalise,
-            microns_per_pixel=scale_of(self.fit_tiles),
+            microns_per_pixel=self.microns_per_pixel,
             recipe=self.recipe.model_dump(mode="json"),
             metrics=metrics,
         )
