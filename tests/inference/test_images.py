@@ -26,7 +26,7 @@ from nuclora.inference.engine import LocalEngine, Progress
 from nuclora.inference.image_files import find_images
 from nuclora.inference.images import Outcome, predict_images
 from nuclora.inference.jobs import How
-from nuclora.inference.outputs import FORMATS, OutputFolder, open_outputs
+from nuclora.inference.outputs import FORMATS, OutputFolder, open_outputs, stamp_of
 from nuclora.inference.predictor import Nuclei
 from nuclora.io.labels import read_labels
 from nuclora.io.tables import measure_nuclei
@@ -669,3 +669,17 @@ def test_an_output_folder_that_is_a_file_is_refused(prediction: Prediction) -> N
     prediction.out = prediction.out / "below"
     with pytest.raises(NucloraError, match="cannot write"):
         prediction()
+
+
+def test_killed_after_two_attempts_it_goes_on(prediction: Prediction) -> None:
+    """A first attempt that ends without a kill, as when a worker of a cluster dies, leaves no stamps."""
+    with open_outputs(prediction.out) as folder:
+        (image, *_) = find_images([prediction.inputs])
+        made_by: dict[str, Any] = {"adapter": {"sha": "a"}, "precision": "no"}
+        for content in ("first", "second"):
+            folder.begin(image, "0" * 64, made_by, ["table"])
+            folder.path(image.name, "table").write_text(content)
+            if content == "first":
+                folder.wrote(image.name, "table", stamp_of(folder.path(image.name, "table")))
+    with open_outputs(prediction.out) as folder:
+        folder.refuse_conflict(image, "0" * 64, made_by)

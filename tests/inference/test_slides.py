@@ -294,8 +294,13 @@ def test_a_slide_too_large_for_the_memory_stops_no_other(
 
 def test_a_damaged_slide_is_no_image_to_the_options_of_slides(slide: Path, tmp_path: Path) -> None:
     damaged = tmp_path / "damaged.tif"
-    damaged.write_bytes(slide.read_bytes()[:300])
-    require_slides(find_images([slide, damaged]))
+    whole = slide.read_bytes()
+    with tifffile.TiffFile(slide) as tiff:
+        page = tiff.pages[0]
+        end = max(offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True))
+    for length in range(300, end, end // 40):
+        damaged.write_bytes(whole[:length])
+        require_slides(find_images([slide, damaged]))
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "image.png")
     with pytest.raises(NucloraError, match=r"image\.png: --region and --no-tissue-mask are for slides"):
         require_slides(find_images([slide, damaged, tmp_path / "image.png"]))

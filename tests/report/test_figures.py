@@ -223,6 +223,19 @@ def test_long_names_of_tiles_stay_over_their_picture() -> None:
     assert shortened("human_liver_01", 27) == "human_liver_01"
 
 
+def test_titles_of_parts_stay_over_their_picture() -> None:
+    labels = np.zeros((20000, 1000), np.int32)
+    sample = Sample(np.zeros((20000, 1000, 3), np.uint8), labels, labels > 0)
+    scores = {"dice": 1.0, "aji": 1.0, "pq": 1.0, "nuclei_true": 12345}
+    figure = overlays.examples(
+        [overlays.Example("median", "t", sample, labels, classify_errors(labels, labels), scores)]
+    )
+    figure.canvas.draw()
+    second, third = figure.axes[1:3]
+    assert "12,345 nuclei; part of 1000 × 20000" in second._left_title.get_text()
+    assert second._left_title.get_window_extent().x1 <= third.get_window_extent().x0
+
+
 def test_one_endless_loss_leaves_the_others_and_folds_share_a_window() -> None:
     rng = np.random.default_rng(0)
     whole = [(step, 1 + rng.random()) for step in range(1, 401)]
@@ -258,7 +271,7 @@ def test_of_a_large_tile_the_part_with_most_errors_is_shown() -> None:
     figure = overlays.examples([row])
     image, truth, predicted = figure.axes[:3]
     assert image.images[0].get_size() == (512, 512)
-    assert truth._left_title.get_text() == "truth: 32 nuclei; shown: 512 × 512 of 2,000 × 900"
+    assert truth._left_title.get_text() == "truth: 32 nuclei; part of 2000 × 900"
     # All that were missed, each with its casing; of those found only the ones beside them.
     assert [len(drawn.get_paths()) for drawn in predicted.collections] == [7, 7, 2, 2]
     assert overlays.part_with_most(labels[:512, :512] > 0) == (slice(None), slice(None))

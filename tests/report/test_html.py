@@ -342,6 +342,6 @@ def test_sessions_of_several_versions_are_all_named(tiles: TileSet, tmp_path: Pa
     (run.folder / "run.json").write_text(json.dumps(content))
     run = Run(run.folder)
     parsed = Page(write_report(run).read_text())
-    assert "They are of 2 commits: another version may compute other numbers." in parsed.text
+    assert "They are of 2 commits: the numbers are those of no single session." in parsed.text
     assert {entry["commit"] for entry in summarise_run(run)["results"]} == {"aaa, bbb"}
     assert all(entry["command"].endswith("; nuclora cv d --folds 1") for entry in summarise_run(run)["results"])

@@ -26,7 +26,7 @@ from nuclora.inference.engine import Engine, LocalEngine
 from nuclora.inference.image_files import find_images
 from nuclora.inference.images import Outcome, predict_images
 from nuclora.inference.jobs import How
-from nuclora.inference.outputs import FORMATS, open_outputs
+from nuclora.inference.outputs import FORMATS, open_outputs, stamp_of
 from nuclora.inference.provenance import hash_file
 from nuclora.recipe import Recipe
 from nuclora.run import Run
@@ -149,6 +149,10 @@ def test_predictions_stopped_and_killed_end_as_in_one_process(
             assert [row["image"] for row in csv.DictReader(file)] == [row.image for row in expected.rows]
     assert [str(error) for error in outcome.failures] == [str(error) for error in expected.failures]
     assert len(outcome.failures) == 1
+    with open_outputs(tmp_path / "out") as folder:
+        for record in folder.records.values():
+            expected_stamps = {output: stamp_of(folder.path(record.name, output)) for output in FORMATS}
+            assert record.written == expected_stamps
     assert [done for done, _ in told] == list(range(told[0][1] + 1))
 
 
@@ -250,6 +254,61 @@ def test_work_that_is_given_up_may_end_and_the_rest_goes_on(
     workers.run(deque([pool.Task("frail work", "", deadly), *(pool.Task("more", "", sound) for _ in range(3))]))
     workers.close()
     assert sorted(done, key=str) == [None, None, None, "frail work"]
+
+
+def test_idle_actors_of_a_lost_machine_cost_no_work(
+    frail: tuple[Callable[[str], None], list[Any]], cluster: Cluster
+) -> None:
+    import ray
+
+    _, actors = frail
+    done = []
+
+    def make() -> Any:
+        actors.append(ray.remote(num_cpus=0)(Frail).remote())
+        return actors[-1]
+
+    def sound(worker: Any) -> pool.Steps:
+        yield worker.nap.remote()
+        done.append((yield worker.ready.remote()))
+
+    workers = pool.Pool(cluster, make, lambda: None)
+    workers.run(deque(pool.Task("work", "", sound) for _ in range(2)))
+    started = len(actors)
+    assert started == 2
+    for actor in actors:
+        ray.kill(actor)
+    # Two deaths of one task would be given up.
+    workers.run(deque([pool.Task("more work", "", sound)]))
+    workers.close()
+    assert len(done) == 3
+    assert len(actors) == started + 1
+
+
+def test_what_kills_every_worker_ends_the_command(
+    frail: tuple[Callable[[str], None], list[Any]], cluster: Cluster
+) -> None:
+    _, actors = frail
+    ends = []
+
+    def deadly(worker: Any) -> pool.Steps:
+        try:
+            yield worker.die.remote()
+        except pool.GivenUp as error:
+            ends.append(error)
+
+    def make() -> Any:
+        import ray
+
+        actors.append(ray.remote(**cluster.needs)(Frail).remote())
+        return actors[-1]
+
+    workers = pool.Pool(cluster, make, lambda: None)
+    with pytest.raises(pool.GivenUp, match="2 workers died of it"):
+        workers.run(deque(pool.Task("work", "", deadly) for _ in range(20)))
+    workers.close()
+    assert len(ends) == 1
+    assert len(actors) <= 5
 
 
 class Stillborn:

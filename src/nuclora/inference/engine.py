@@ -9,7 +9,7 @@ from typing import Protocol
 from nuclora.errors import NucloraError
 from nuclora.inference.hashes import read_hash
 from nuclora.inference.image_files import ImageFile
-from nuclora.inference.image_worker import ImageWorker, too_large
+from nuclora.inference.image_worker import ImageWorker
 from nuclora.inference.jobs import How, Job, failure_of, make_job
 from nuclora.inference.outputs import OutputFolder
 from nuclora.inference.slides import predict_slide
@@ -107,8 +107,6 @@ def _predict(
             for output in wanted:
                 folder.wrote(name, output, worker.write(output, folder.path(name, output)))
             folder.finish(name, wanted, worker.row())
-    except NucloraError as error:
-        return failure_of(job, error)
     except Exception as error:
-        return too_large(job, error)
+        return failure_of(job, error)
     return None

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.data.images import read_image
-from nuclora.errors import NucloraError, is_out_of_memory
+from nuclora.errors import NucloraError
 from nuclora.inference.image_files import ImageFile
-from nuclora.inference.jobs import How, Job
+from nuclora.inference.jobs import How, Job, failure_of
 from nuclora.inference.outputs import Row, stamp_of
 from nuclora.inference.predictor import Nuclei, Predictor
 from nuclora.inference.scale import require_room
@@ -55,7 +55,7 @@ class ImageWorker:
         except NucloraError as error:
             return NucloraError(error.reason, path=job.image.path, mend=error.mend)
         except Exception as error:
-            return too_large(job, error)
+            return failure_of(job, error)
         self._job = job
         return None
 
@@ -67,7 +67,7 @@ class ImageWorker:
         try:
             nuclei = predictor.nuclei(self._pixels, self.how.settings, mpp=self.how.microns_per_pixel)
         except Exception as error:
-            return too_large(self._job, error)
+            return failure_of(self._job, error)
         self._found = ImageNuclei(self._job.image.path.name, self._pixels, nuclei, self.how.microns_per_pixel)
         return None
 
@@ -134,17 +134,6 @@ def write_output(path: Path, output: str, found: ImageNuclei) -> None:
         write_columns(path, found.columns)
     else:
         write_parquet(path, [found.columns])
-
-
-def too_large(job: Job, error: Exception) -> NucloraError:
-    """The error of an image that there is too little memory for, which stops no other; raises any other error."""
-    if not is_out_of_memory(error):
-        raise error
-    if job.is_slide:
-        mend = "leave it more memory: end other work, or take fewer --workers-per-gpu or --precision bf16"
-    else:
-        mend = "save it as a tiled TIFF of several levels, which is read piece by piece"
-    return NucloraError("needs more memory than there is", path=job.image.path, mend=mend)
 
 
 def _reader(pixels: NDArray[Any]) -> Read:

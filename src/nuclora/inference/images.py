@@ -13,7 +13,7 @@ from nuclora.inference.canvas import Region, SlideOptions
 from nuclora.inference.engine import Engine, LocalEngine, NamedProgress, Progress
 from nuclora.inference.image_files import ImageFile, find_images
 from nuclora.inference.jobs import How, parts_made_from, require_slides
-from nuclora.inference.loading import BACKENDS, Backend, load_model, require_precision, usual_device
+from nuclora.inference.loading import BACKENDS, Backend, load_model, require_precision, rest_of_int8, usual_device
 from nuclora.inference.outputs import FORMATS, USUAL, OutputFolder, Row, open_outputs
 from nuclora.inference.parts import refuse_other_parts
 from nuclora.inference.provenance import choose_settings, identify_adapter
@@ -113,7 +113,7 @@ def predict_files(
     made_by = {
         "adapter": identify_adapter(model, card),
         "settings": settings.model_dump(mode="json", include={"min_size", "decode"}),
-        "precision": precision,
+        "precision": f"int8 and {rest_of_int8()}" if precision == "int8" and is_here else precision,
         "backend": backend,
         "microns_per_pixel": microns_per_pixel,
     }

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nuclora.data.images import MAX_PIXELS
-from nuclora.errors import NucloraError
+from nuclora.errors import NucloraError, is_out_of_memory
 from nuclora.inference.canvas import SlideOptions, open_canvas
 from nuclora.inference.image_files import ImageFile
 from nuclora.inference.predictor import Predictor
@@ -101,12 +101,20 @@ def require_slides(images: Sequence[ImageFile]) -> None:
             )
 
 
-def failure_of(job: Job, error: NucloraError) -> NucloraError:
-    """The error of a slide that cannot be read, which stops no other image.
+def failure_of(job: Job, error: Exception) -> NucloraError:
+    """The error of a slide that cannot be read, or of too little memory for an image, which stops no other image.
 
     Raises:
-        NucloraError: It is another one; with the image's path where it names none.
+        Exception: It is another one; of nuclora's own with the image's path where it names none.
     """
+    if is_out_of_memory(error):
+        if job.is_slide:
+            mend = "leave it more memory: end other work, or take fewer --workers-per-gpu or --precision bf16"
+        else:
+            mend = "save it as a tiled TIFF of several levels, which is read piece by piece"
+        return NucloraError("needs more memory than there is", path=job.image.path, mend=mend)
+    if not isinstance(error, NucloraError):
+        raise error
     if error.path is None:
         raise NucloraError(error.reason, path=job.image.path, mend=error.mend) from error
     if job.is_slide and error.path == job.image.path:

@@ -219,7 +219,8 @@ class OutputFolder:
             file = self.path(image.name, output)
             if file.exists() and (record is None or output not in record.formats):
                 raise NucloraError("there already, and not from `nuclora predict`", path=file, mend=_MEND)
-            if file.exists() and record and record.written.get(output, stamp_of(file)) != stamp_of(file):
+            noted = record.written.get(output) if record else None
+            if noted and file.exists() and noted != stamp_of(file):
                 raise NucloraError("changed since `nuclora predict` wrote it", path=file, mend=_MEND)
 
     def begin(self, image: ImageFile, sha256: str, made_by: dict[str, Any], formats: Iterable[str]) -> list[str]:
@@ -234,7 +235,10 @@ class OutputFolder:
         wanted = [output for output in FORMATS if output in formats or output in there]
         begun = Record(image.name, str(image.path.resolve()), sha256, made_by, wanted)
         if record is not None and not self._overwrite:
-            begun = replace(begun, written=record.written, before=_finished(record))
+            before = _finished(record)
+            # Not those of what a first attempt wrote, which nothing forbids to replace.
+            noted = {output: stamp for output, stamp in record.written.items() if before and output in before.written}
+            begun = replace(begun, written=noted, before=before)
         self._add(begun)
         return wanted
 

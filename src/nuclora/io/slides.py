@@ -45,8 +45,9 @@ def is_slide(path: Path, pixels: int) -> bool | None:
             if len(first) > 1 or int(page.imagewidth) * int(page.imagelength) > pixels:
                 return True
             # Of a file that is cut short the other levels may be what lacks.
-            offsets = page.dataoffsets
-            return False if offsets and max(offsets) < path.stat().st_size else None
+            parts = zip(page.dataoffsets, page.databytecounts, strict=False)
+            end = max((offset + count for offset, count in parts), default=None)
+            return None if end is None or end > path.stat().st_size else False
     except MemoryError:
         raise
     except Exception:

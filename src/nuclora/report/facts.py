@@ -253,13 +253,14 @@ def sessions_note(run: Run) -> str:
     count = len(run.info["sessions"])
     if count <= 1:
         return "The run was made in one session, without a break."
-    commits = of_sessions(run, "commit")
+    commits, precisions = of_sessions(run, "commit"), of_sessions(run, "precision")
+    others = [f"{len(commits)} commits"] * (len(commits) > 1) + [" and ".join(precisions)] * (len(precisions) > 1)
     return (
         f"The run was taken up {count} times: each session after the first went on from what was on disk, from the "
         "last checkpoint or the last scored tile. "
     ) + (
-        f"They are of {len(commits)} commits: another version may compute other numbers."
-        if len(commits) > 1
+        f"They are of {', in '.join(others)}: the numbers are those of no single session."
+        if others
         else "An interrupted run ends with the numbers of an unbroken one."
     )
 

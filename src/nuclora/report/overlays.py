@@ -224,10 +224,8 @@ def _cut(sample: Sample, part: tuple[slice, slice]) -> Sample:
 
 def _part_of(part: tuple[slice, slice], sample: Sample) -> str:
     """What to say of a part: nothing of the whole."""
-    whole, shown = sample.labels.shape, sample.labels[part].shape
-    if whole == shown:
-        return ""
-    return f"; shown: {shown[1]} × {shown[0]} of {whole[1]:,} × {whole[0]:,}"
+    height, width = sample.labels.shape
+    return "" if sample.labels[part].shape == (height, width) else f"; part of {width} × {height}"
 
 
 def _plural(count: int, one: str, many: str) -> str:

@@ -28,8 +28,6 @@ Machine: TypeAlias = dict[str, float]
 
 # Seconds.
 _JOINING: Final = 60.0
-_NOTED: Final = Path(os.environ.get("RAY_TMPDIR", "/tmp"), "ray", "ray_current_cluster")
-"""Where Ray notes the cluster that `ray start` has started on this machine."""
 
 SETTINGS: Final = {
     # Nothing is asked of anybody, and nothing told.
@@ -65,16 +63,11 @@ class Cluster:
 
     Attributes:
         size: What a worker is given.
+        needs: The same in Ray's words.
     """
 
     size: WorkerSize
-
-    @property
-    def needs(self) -> dict[str, float]:
-        """What a worker is given, in Ray's words; with a GPU as soon as a machine with any has joined."""
-        import ray
-
-        return needs_of(_machines(ray), self.size)
+    needs: dict[str, float]
 
     @property
     def workers(self) -> int:
@@ -123,10 +116,9 @@ def connect(size: WorkerSize = WorkerSize()) -> Iterator[Cluster]:
         address = os.environ.get("RAY_ADDRESS", "")
         try:
             _reach(address)
-            if not address and _is_stale(_NOTED):
-                # Ray would try for minutes to reach it.
-                address = "local"
-            ray.init(address or None, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+            # Ray would try for minutes to reach a cluster that was killed.
+            where = "local" if not address and _is_stale(_noted()) else address or None
+            ray.init(where, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         except (OSError, RuntimeError, ValueError) as error:
             what = " ".join(str(error).split())[:200]
             raise NucloraError(
@@ -153,10 +145,16 @@ def connect(size: WorkerSize = WorkerSize()) -> Iterator[Cluster]:
                     mend="lower --worker-cpus, or see `ray status`",
                 )
             time.sleep(1)
-        yield Cluster(size)
+        yield Cluster(size, needs_of(machines, size))
     finally:
         if ours:
             ray.shutdown()
+
+
+def _noted() -> Path:
+    """Where Ray notes the cluster that `ray start` has started on this machine."""
+    usual = os.environ.get("TMPDIR", "/tmp") if sys.platform == "linux" else "/tmp"
+    return Path(os.environ.get("RAY_TMPDIR", usual), "ray", "ray_current_cluster")
 
 
 def _is_stale(note: Path) -> bool:

@@ -12,6 +12,9 @@ from typing import Any, TypeAlias
 from nuclora.errors import NucloraError
 from nuclora.scale.cluster import POLL, TRIES, Cluster, WorkerLost
 
+_ANSWER = 5.0
+"""Seconds in which an idle worker answers."""
+
 Steps: TypeAlias = Generator[Any, Any, None]
 """Calls of one worker, one after the other: yields what the call returned at once, and gets its result."""
 
@@ -56,12 +59,14 @@ class Pool:
         self._idle: list[_Worker] = []
         self._busy: dict[Any, _Worker] = {}
         self._deaths: Counter[Task | None] = Counter()
+        self._given_up = 0
 
     def run(self, tasks: deque[Task]) -> None:
         """Work off tasks, and those that are added meanwhile.
 
         Raises:
-            NucloraError: A task raised it, or did not catch that it was given up, or workers die while they start.
+            NucloraError: A task raised it, or did not catch that it was given up; or workers die while they start, or
+                of several tasks in a row.
         """
         import ray
 
@@ -105,13 +110,14 @@ class Pool:
         except StopIteration:
             worker.task = worker.steps = None
             self._idle.append(worker)
+            self._given_up = 0
 
     def _go_on(self, reference: Any, worker: _Worker, tasks: deque[Task]) -> None:
         try:
             value = self.cluster.result(reference)
         except WorkerLost as loss:
             self._bury(worker, loss, tasks)
-        except NucloraError as error:
+        except Exception as error:
             if worker.steps is None:
                 raise
             told = error
@@ -129,6 +135,7 @@ class Pool:
         with contextlib.suppress(ray.exceptions.RayError):
             # Lost may mean out of reach.
             ray.kill(worker.actor)
+        self._drop_dead()
         self._deaths[worker.task] += 1
         is_over = self._deaths[worker.task] >= TRIES
         if worker.task is None:
@@ -137,11 +144,33 @@ class Pool:
                 raise given_up("starting", loss) from loss
         elif is_over:
             assert worker.steps is not None
+            error = given_up(worker.task.title, loss)
+            self._given_up += 1
+            if self._given_up >= TRIES:
+                # It is not the work.
+                raise error from loss
             # Who has lost it may know how to do without.
             with contextlib.suppress(StopIteration):
-                worker.steps.throw(given_up(worker.task.title, loss))
+                worker.steps.throw(error)
         else:
             tasks.appendleft(worker.task)
+
+    def _drop_dead(self) -> None:
+        """Forget idle workers that do not answer: a machine takes all with it, and tasks would die of them in turn."""
+        import ray
+
+        asked = {worker.actor.ready.remote(): worker for worker in self._idle}
+        answered = ray.wait(list(asked), num_returns=len(asked), timeout=_ANSWER)[0] if asked else []
+        self._idle = []
+        for reference, worker in asked.items():
+            try:
+                if reference not in answered:
+                    raise WorkerLost("no answer")
+                self.cluster.result(reference)
+                self._idle.append(worker)
+            except WorkerLost:
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(worker.actor)
 
 
 class GivenUp(NucloraError):

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from nuclora.errors import NucloraError
 from nuclora.inference.engine import NamedProgress, Progress
 from nuclora.inference.hashes import Hashed, read_hash
 from nuclora.inference.image_files import ImageFile
-from nuclora.inference.image_worker import ImageWorker, too_large
+from nuclora.inference.image_worker import ImageWorker
 from nuclora.inference.jobs import How, Job, failure_of, make_job
 from nuclora.inference.outputs import OutputFolder, Row
 from nuclora.inference.parts import remove_parts
@@ -60,15 +60,19 @@ class RayEngine:
         found: dict[str, Job | NucloraError] = {}
 
         def steps(image: ImageFile, worker: Any) -> Steps:
-            sha256 = None if how.overwrite else folder.hashes.recall(image.path)
-            if sha256 is None:
-                hashed: Hashed = yield worker.read_hash.remote(image)
-                folder.hashes.add(image.path, hashed)
-                sha256 = hashed.sha256
+            try:
+                sha256 = None if how.overwrite else folder.hashes.recall(image.path)
+                if sha256 is None:
+                    hashed: Hashed = yield worker.read_hash.remote(image)
+                    folder.hashes.add(image.path, hashed)
+                    sha256 = hashed.sha256
+            except GivenUp as error:
+                found[image.name] = _of_image(image, error)
+                return
             try:
                 found[image.name] = yield worker.make_job.remote(image, sha256)
             except NucloraError as error:
-                found[image.name] = error
+                found[image.name] = _of_image(image, error) if isinstance(error, GivenUp) else error
 
         self._pool.run(deque(Task(image.name, "", functools.partial(steps, image)) for image in images))
         in_order = [found[image.name] for image in images]
@@ -116,10 +120,12 @@ class RayEngine:
         # Of the folder of outputs its lock is there as long as somebody works on it.
         place = Place(folder.root / ".lock")
 
-        def make() -> Any:
-            return ray.remote(max_restarts=0, **self._cluster.needs)(Worker).remote(place, how)
+        actor = ray.remote(max_restarts=0, **self._cluster.needs)(Worker)
+        return Pool(self._cluster, lambda: actor.remote(place, how), self._check)
 
-        return Pool(self._cluster, make, self._check)
+
+def _of_image(image: ImageFile, error: GivenUp) -> NucloraError:
+    return NucloraError(error.reason, path=image.path, mend=error.mend)
 
 
 Settle = Callable[[Job, NucloraError | None], None]
@@ -135,10 +141,17 @@ class _Image:
     settle: Settle
 
     def steps(self, worker: Any) -> Steps:
+        try:
+            failure = yield from self._steps(worker)
+        except GivenUp as error:
+            failure = _of_image(self.job.image, error)
+        self.settle(self.job, failure)
+
+    def _steps(self, worker: Any) -> Generator[Any, Any, NucloraError | None]:
         yield worker.load.remote()
         job, name = self.job, self.job.image.name
         try:
-            failure = yield worker.find_nuclei.remote(job)
+            failure: NucloraError | None = yield worker.find_nuclei.remote(job)
             if failure is None:
                 wanted = self.folder.begin(job.image, job.sha256, job.made_by, self.how.formats)
                 for output in wanted:
@@ -146,11 +159,11 @@ class _Image:
                     self.folder.wrote(name, output, stamp)
                 row = yield worker.image_row.remote()
                 self.folder.finish(name, wanted, row)
-        except GivenUp as error:
-            failure = NucloraError(error.reason, path=job.image.path, mend=error.mend)
-        except NucloraError as error:
+        except GivenUp:
+            raise
+        except Exception as error:
             failure = failure_of(job, error)
-        self.settle(job, failure)
+        return failure
 
 
 @dataclasses.dataclass
@@ -178,13 +191,16 @@ class _Slide:
             if self.is_settled:
                 # One of its other tasks has failed.
                 return
-            yield worker.load.remote()
             try:
-                yield from steps(worker)
+                yield worker.load.remote()
+                try:
+                    yield from steps(worker)
+                except GivenUp:
+                    raise
+                except Exception as error:
+                    self._fail(failure_of(self.job, error))
             except GivenUp as error:
-                self._fail(NucloraError(error.reason, path=self.job.image.path, mend=error.mend))
-            except NucloraError as error:
-                self._fail(failure_of(self.job, error))
+                self._fail(_of_image(self.job.image, error))
 
         return Task(f"{self.job.image.name}, {what}", self.job.image.name, guarded)
 
@@ -289,13 +305,7 @@ class Worker:
         """Find and keep the nuclei of some blocks; the most memory that this process has held so far, in megabytes."""
         work = self._work(job, root)
         blocks = [work.blocks[index] for index in run]
-        predictor = self._images.predictor()
-        try:
-            predict_blocks(work.canvas, blocks, work.tissue, predictor, self._how.settings, work.parts)
-        except NucloraError:
-            raise
-        except Exception as error:
-            raise too_large(job, error) from error
+        predict_blocks(work.canvas, blocks, work.tissue, self._images.predictor(), self._how.settings, work.parts)
         return peak_mb()
 
     def write_slide(self, job: Job, root: Path, output: str, path: Path) -> list[int]:
