@@ -683,3 +683,4 @@ def test_killed_after_two_attempts_it_goes_on(prediction: Prediction) -> None:
                 folder.wrote(image.name, "table", stamp_of(folder.path(image.name, "table")))
     with open_outputs(prediction.out) as folder:
         folder.refuse_conflict(image, "0" * 64, made_by)
+        assert folder.begin(image, "0" * 64, made_by, ["table"]) == ["table"]

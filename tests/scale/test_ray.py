@@ -187,6 +187,17 @@ class Frail:
         os._exit(1)
 
 
+def make_frail(cluster: Cluster, actors: list[Any]) -> Callable[[], Any]:
+    """Starts frail actors, and counts them."""
+    import ray
+
+    def make() -> Any:
+        actors.append(ray.remote(**cluster.needs)(Frail).remote())
+        return actors[-1]
+
+    return make
+
+
 @pytest.fixture
 def frail(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Callable[[str], None], list[Any]]]:
     """Calls a method of a frail actor as a task; and the actors that were started."""
@@ -194,13 +205,8 @@ def frail(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[C
 
     monkeypatch.setattr(pool, "TRIES", 2)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    actors = []
-
-    def make() -> Any:
-        actors.append(ray.remote(**cluster.needs)(Frail).remote())
-        return actors[-1]
-
-    workers = pool.Pool(cluster, make, lambda: None)
+    actors: list[Any] = []
+    workers = pool.Pool(cluster, make_frail(cluster, actors), lambda: None)
 
     def call(method: str) -> None:
         def steps(worker: Any) -> pool.Steps:
@@ -236,22 +242,18 @@ def test_work_that_is_given_up_may_end_and_the_rest_goes_on(
     done = []
 
     def deadly(worker: Any) -> pool.Steps:
-        try:
-            yield worker.die.remote()
-        except pool.GivenUp as error:
-            done.append(str(error)[:10])
+        yield worker.die.remote()
+
+    def give_up(error: NucloraError) -> None:
+        done.append(str(error)[:10])
 
     def sound(worker: Any) -> pool.Steps:
         done.append((yield worker.ready.remote()))
 
-    def make() -> Any:
-        import ray
-
-        actors.append(ray.remote(**cluster.needs)(Frail).remote())
-        return actors[-1]
-
-    workers = pool.Pool(cluster, make, lambda: None)
-    workers.run(deque([pool.Task("frail work", "", deadly), *(pool.Task("more", "", sound) for _ in range(3))]))
+    workers = pool.Pool(cluster, make_frail(cluster, actors), lambda: None)
+    workers.run(
+        deque([pool.Task("frail work", "", deadly, give_up), *(pool.Task("more", "", sound) for _ in range(3))])
+    )
     workers.close()
     assert sorted(done, key=str) == [None, None, None, "frail work"]
 
@@ -292,20 +294,11 @@ def test_what_kills_every_worker_ends_the_command(
     ends = []
 
     def deadly(worker: Any) -> pool.Steps:
-        try:
-            yield worker.die.remote()
-        except pool.GivenUp as error:
-            ends.append(error)
+        yield worker.die.remote()
 
-    def make() -> Any:
-        import ray
-
-        actors.append(ray.remote(**cluster.needs)(Frail).remote())
-        return actors[-1]
-
-    workers = pool.Pool(cluster, make, lambda: None)
-    with pytest.raises(pool.GivenUp, match="2 workers died of it"):
-        workers.run(deque(pool.Task("work", "", deadly) for _ in range(20)))
+    workers = pool.Pool(cluster, make_frail(cluster, actors), lambda: None)
+    with pytest.raises(NucloraError, match="2 workers died of it"):
+        workers.run(deque(pool.Task("work", "", deadly, ends.append) for _ in range(20)))
     workers.close()
     assert len(ends) == 1
     assert len(actors) <= 5

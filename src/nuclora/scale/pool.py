@@ -26,13 +26,14 @@ class Task:
     Attributes:
         title: What it is, to be told.
         key: Tasks of one key share what a worker has at hand, and go to the same one if that may be.
-        steps: Begins the work with a worker. Where that work has cost too many workers, :class:`GivenUp` is thrown
-            into it: it ends then.
+        steps: Begins the work with a worker.
+        give_up: Called where it has cost too many workers; by default this ends all work.
     """
 
     title: str
     key: str
     steps: Callable[[Any], Steps]
+    give_up: Callable[[NucloraError], None] | None = None
 
 
 @dataclass(eq=False)
@@ -65,8 +66,8 @@ class Pool:
         """Work off tasks, and those that are added meanwhile.
 
         Raises:
-            NucloraError: A task raised it, or did not catch that it was given up; or workers die while they start, or
-                of several tasks in a row.
+            NucloraError: A task raised it, or one that knows of no giving up was given up; or workers die while they
+                start, or of several tasks in a row.
         """
         import ray
 
@@ -143,15 +144,12 @@ class Pool:
             if is_over and not self._idle and not any(other.task for other in self._busy.values()):
                 raise given_up("starting", loss) from loss
         elif is_over:
-            assert worker.steps is not None
             error = given_up(worker.task.title, loss)
             self._given_up += 1
-            if self._given_up >= TRIES:
-                # It is not the work.
+            # Of several in a row it is not the work.
+            if worker.task.give_up is None or self._given_up >= TRIES:
                 raise error from loss
-            # Who has lost it may know how to do without.
-            with contextlib.suppress(StopIteration):
-                worker.steps.throw(error)
+            worker.task.give_up(error)
         else:
             tasks.appendleft(worker.task)
 
@@ -173,18 +171,14 @@ class Pool:
                     ray.kill(worker.actor)
 
 
-class GivenUp(NucloraError):
-    """Work has cost too many workers."""
-
-
-def given_up(title: str, loss: WorkerLost) -> GivenUp:
+def given_up(title: str, loss: WorkerLost) -> NucloraError:
     """The error that work has cost too many workers.
 
     Args:
         title: What they worked on.
         loss: How the last of them was lost.
     """
-    return GivenUp(
+    return NucloraError(
         f"{title}: {TRIES} workers died of it ({loss})",
         mend="see whether their memory was full; the same command goes on from what is done",
     )

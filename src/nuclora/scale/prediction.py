@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +22,7 @@ from nuclora.inference.outputs import OutputFolder, Row
 from nuclora.inference.parts import remove_parts
 from nuclora.inference.slides import SlideWork, has_tissue, open_work, peak_mb, predict_blocks
 from nuclora.scale.cluster import Cluster, Place
-from nuclora.scale.pool import GivenUp, Pool, Steps, Task
+from nuclora.scale.pool import Pool, Steps, Task
 
 LONGEST_RUN: Final = 16
 """Blocks of one task, neighbours where that may be: each takes over the windows that it shares with the one before."""
@@ -60,21 +60,25 @@ class RayEngine:
         found: dict[str, Job | NucloraError] = {}
 
         def steps(image: ImageFile, worker: Any) -> Steps:
-            try:
-                sha256 = None if how.overwrite else folder.hashes.recall(image.path)
-                if sha256 is None:
-                    hashed: Hashed = yield worker.read_hash.remote(image)
-                    folder.hashes.add(image.path, hashed)
-                    sha256 = hashed.sha256
-            except GivenUp as error:
-                found[image.name] = _of_image(image, error)
-                return
+            sha256 = None if how.overwrite else folder.hashes.recall(image.path)
+            if sha256 is None:
+                hashed: Hashed = yield worker.read_hash.remote(image)
+                folder.hashes.add(image.path, hashed)
+                sha256 = hashed.sha256
             try:
                 found[image.name] = yield worker.make_job.remote(image, sha256)
             except NucloraError as error:
-                found[image.name] = _of_image(image, error) if isinstance(error, GivenUp) else error
+                found[image.name] = error
 
-        self._pool.run(deque(Task(image.name, "", functools.partial(steps, image)) for image in images))
+        def give_up(image: ImageFile, error: NucloraError) -> None:
+            found[image.name] = _of_image(image, error)
+
+        self._pool.run(
+            deque(
+                Task(image.name, "", functools.partial(steps, image), functools.partial(give_up, image))
+                for image in images
+            )
+        )
         in_order = [found[image.name] for image in images]
         failures += [why_not for why_not in in_order if isinstance(why_not, NucloraError)]
         return [job for job in in_order if isinstance(job, Job)]
@@ -108,7 +112,7 @@ class RayEngine:
                 tasks.append(slide.task("plan", slide.plan))
             else:
                 image = _Image(job, folder, how, settle)
-                tasks.append(Task(job.image.name, "", image.steps))
+                tasks.append(Task(job.image.name, "", image.steps, image.give_up))
         if progress:
             progress(0, len(jobs))
         self._pool.run(tasks)
@@ -119,12 +123,11 @@ class RayEngine:
 
         # Of the folder of outputs its lock is there as long as somebody works on it.
         place = Place(folder.root / ".lock")
-
         actor = ray.remote(max_restarts=0, **self._cluster.needs)(Worker)
         return Pool(self._cluster, lambda: actor.remote(place, how), self._check)
 
 
-def _of_image(image: ImageFile, error: GivenUp) -> NucloraError:
+def _of_image(image: ImageFile, error: NucloraError) -> NucloraError:
     return NucloraError(error.reason, path=image.path, mend=error.mend)
 
 
@@ -141,17 +144,10 @@ class _Image:
     settle: Settle
 
     def steps(self, worker: Any) -> Steps:
-        try:
-            failure = yield from self._steps(worker)
-        except GivenUp as error:
-            failure = _of_image(self.job.image, error)
-        self.settle(self.job, failure)
-
-    def _steps(self, worker: Any) -> Generator[Any, Any, NucloraError | None]:
         yield worker.load.remote()
         job, name = self.job, self.job.image.name
         try:
-            failure: NucloraError | None = yield worker.find_nuclei.remote(job)
+            failure = yield worker.find_nuclei.remote(job)
             if failure is None:
                 wanted = self.folder.begin(job.image, job.sha256, job.made_by, self.how.formats)
                 for output in wanted:
@@ -159,11 +155,13 @@ class _Image:
                     self.folder.wrote(name, output, stamp)
                 row = yield worker.image_row.remote()
                 self.folder.finish(name, wanted, row)
-        except GivenUp:
-            raise
         except Exception as error:
             failure = failure_of(job, error)
-        return failure
+        self.settle(job, failure)
+
+    def give_up(self, error: NucloraError) -> None:
+        """Settle it where it has cost too many workers."""
+        self.settle(self.job, _of_image(self.job.image, error))
 
 
 @dataclasses.dataclass
@@ -191,18 +189,16 @@ class _Slide:
             if self.is_settled:
                 # One of its other tasks has failed.
                 return
+            yield worker.load.remote()
             try:
-                yield worker.load.remote()
-                try:
-                    yield from steps(worker)
-                except GivenUp:
-                    raise
-                except Exception as error:
-                    self._fail(failure_of(self.job, error))
-            except GivenUp as error:
-                self._fail(_of_image(self.job.image, error))
+                yield from steps(worker)
+            except Exception as error:
+                self._fail(failure_of(self.job, error))
 
-        return Task(f"{self.job.image.name}, {what}", self.job.image.name, guarded)
+        def give_up(error: NucloraError) -> None:
+            self._fail(_of_image(self.job.image, error))
+
+        return Task(f"{self.job.image.name}, {what}", self.job.image.name, guarded, give_up)
 
     def _fail(self, failure: NucloraError) -> None:
         if not self.is_settled:
