@@ -23,7 +23,8 @@ class NucloraError(Exception):
         self.path = path
         self.mend = mend
         line = f"{path}: {reason}" if path is not None else reason
-        super().__init__(f"{line}; {mend}" if mend else line)
+        # A file's name may hold a line break.
+        super().__init__(" ".join((f"{line}; {mend}" if mend else line).splitlines()))
 
 
 # Of PyTorch's allocators, by system, of CUDA's driver, and of cuBLAS and cuDNN, which allocate by themselves.

@@ -159,6 +159,15 @@ def test_command_exits_with_2_on_faults(faulty: Path, invoke: Invoke) -> None:
     assert len(json.loads(output)["faults"]) == 8
 
 
+def test_command_keeps_to_a_line_whatever_a_file_is_called(plain_folder: Path, invoke: Invoke) -> None:
+    try:
+        (plain_folder / "images" / "a\nb.png").write_bytes(b"")
+    except OSError:
+        pytest.skip("no such names here")
+    _, output, _ = invoke(app, "check", str(plain_folder))
+    assert "images/a b.png: no label map" in output
+
+
 def test_command_raises_for_the_main_program_to_print(tmp_path: Path, invoke: Invoke) -> None:
     _, _, error = invoke(app, "check", str(tmp_path))
     assert isinstance(error, NucloraError)

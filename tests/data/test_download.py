@@ -335,6 +335,16 @@ def test_nuinsseg_is_fetched_over_a_connection_that_breaks(zenodo: Server, nuins
         fetch_nuinsseg(dest, base_url=zenodo.url)
 
 
+def test_an_archive_of_the_users_own_stays(zenodo: Server, tmp_path: Path) -> None:
+    (tmp_path / "data.zip").write_bytes(b"mine")
+    fetch_nuinsseg(tmp_path / "data", base_url=zenodo.url)
+    assert sorted(entry.name for entry in tmp_path.iterdir() if entry.name.startswith(("data", ".data"))) == [
+        "data",
+        "data.zip",
+    ]
+    assert (tmp_path / "data.zip").read_bytes() == b"mine"
+
+
 def test_the_current_folder_is_refused_before_anything_is_fetched(
     zenodo: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -167,6 +167,12 @@ def test_inner_split_depends_on_seed_and_fold_only() -> None:
     assert inner_split(FoldTable(tuple(known)), 1, fraction=0.5, seed=0)[1] == ["t1", "t5"]
 
 
+def test_inner_split_keeps_one_tile_a_group_whatever_the_fraction() -> None:
+    table = FoldTable(tuple(FoldRow(f"{group}{i}", group, 1 + i // 2) for group in "ab" for i in range(4)))
+    fit, validation = inner_split(table, 2, fraction=0.9, seed=0)
+    assert sorted(name[0] for name in fit) == sorted(name[0] for name in validation) == ["a", "b"]
+
+
 def test_inner_split_of_the_smallest_tables() -> None:
     single = FoldTable(tuple(FoldRow(name, name, fold) for name, fold in (("a", 1), ("b", 2), ("c", 2), ("d", 2))))
     fit, validation = inner_split(single, 1, seed=0)

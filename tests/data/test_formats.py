@@ -100,6 +100,10 @@ def test_whatever_lies_in_a_folder_of_masks_is_in_the_digest(tmp_path: Path) -> 
     mask = mask.rename(mask.parent / "more" / mask.name)
     before = open_tiles(tmp_path).digest()
     assert open_tiles(tmp_path).digest() == before
+    (mask.parent / ".hidden").mkdir()
+    (mask.parent / ".hidden" / "junk.png").write_bytes(b"0")
+    (mask.parent / "loop").symlink_to("..", target_is_directory=True)
+    assert open_tiles(tmp_path).digest() == before
     mask.write_bytes(mask.read_bytes() + b"0")
     assert open_tiles(tmp_path).digest() != before
 

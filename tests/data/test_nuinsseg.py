@@ -39,6 +39,18 @@ def test_vague_areas_are_found_under_each_name(nuinsseg_tree: Path, folder: str)
     assert [tile.name for tile in tiles if tile.ignore] == ["mouse fat (white)/b"]
 
 
+def test_two_masks_of_vague_areas_are_named(nuinsseg_tree: Path) -> None:
+    for folder in ("vague areas/mask binary", "mask binary_vague"):
+        target = nuinsseg_tree / "mouse fat (white)" / folder / "b.png"
+        target.parent.mkdir(parents=True)
+        Image.fromarray(np.zeros((48, 64), np.uint8)).save(target)
+    told = (
+        r"mask binary/b\.png: one of 2 ignore masks of b\.png; keep one of them; another is .*mask binary_vague/b\.png"
+    )
+    with pytest.raises(NucloraError, match=told):
+        open_tiles(nuinsseg_tree)
+
+
 @pytest.mark.parametrize("folder", ["vague areas/mask binary", "mask binary_vague", "vague areas/mask binary_vague"])
 def test_vague_areas_that_would_be_lost_are_named(nuinsseg_tree: Path, folder: str) -> None:
     vague = nuinsseg_tree / "mouse fat (white)" / folder

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import shutil
 import unicodedata
@@ -14,9 +15,11 @@ import pytest
 from layouts import SHAPE, WRITERS, aperio, compress, feature, known, png, run_lengths, same_nuclei, tif
 from PIL import Image
 from scipy.io import savemat
+from skimage.measure import find_contours
 
 from nuclora.data import list_tiles, open_tiles
 from nuclora.data.check import check_data
+from nuclora.data.convert import convert_data
 from nuclora.data.polygons import fill, paint
 from nuclora.data.rle import decode, runs_of
 from nuclora.errors import NucloraError
@@ -45,6 +48,20 @@ def test_a_pixel_is_inside_if_its_centre_is() -> None:
     for wrong in ([[(1, 2, 3), (4,)]], [[(0, np.nan), (1, 1), (2, 0)]], [[1, 2, 3, 4, 5, 6]]):
         with pytest.raises(ValueError, match=r"points|inhomogeneous"):
             fill(wrong, (20, 20))
+
+
+def test_a_centre_on_the_outline_is_of_one_neighbour_only() -> None:
+    left, right, below = (fill([square(x, y, 4)], (20, 20)) for x, y in ((2.5, 2.5), (6.5, 2.5), (2.5, 6.5)))
+    assert [len(left), len(right), len(below)] == [16, 16, 16]
+    assert not set(left) & set(right)
+    assert not set(left) & set(below)
+    assert len(fill([square(2.5, 2.5, 8), square(4.5, 4.5, 2)], (20, 20))) == 64 - 4
+    y, x = np.mgrid[:41, :41]
+    disc = (y - 20) ** 2 + (x - 20) ** 2 <= 12**2
+    # Between pixels it runs through their centres, .5 from either.
+    found = fill([find_contours(disc.astype(float), 0.5)[0][:, ::-1] + 0.5], disc.shape)
+    assert abs(len(found) - disc.sum()) <= 2
+    assert np.isin(found, np.flatnonzero(disc)).mean() > 0.97
 
 
 def test_of_nuclei_that_overlap_the_smallest_wins_and_none_is_buried() -> None:
@@ -209,6 +226,16 @@ def test_images_of_coco_are_found_where_tools_put_them(image: str, named: str, t
         (tmp_path / "data" / place).parent.mkdir(parents=True, exist_ok=True)
         path.rename(tmp_path / "data" / place)
     assert open_tiles(tmp_path / "data")[0].read().labels.sum() == 25
+
+
+def test_images_outside_of_coco_are_none_of_its(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = coco(tmp_path / "data", [annotation([[9, 9, 14, 9, 14, 14, 9, 14]])], file_name="../outside/a.png")
+    (tmp_path / "outside").mkdir()
+    source.with_name("a.png").rename(tmp_path / "outside" / "a.png")
+    monkeypatch.chdir(tmp_path / "data")
+    for root in (tmp_path / "data", Path()):
+        with pytest.raises(NucloraError, match=r"no image '\.\./outside/a\.png'"):
+            open_tiles(root)
 
 
 def test_coco_may_begin_with_its_type(tmp_path: Path) -> None:
@@ -399,9 +426,9 @@ def test_an_image_of_monusac_may_be_a_slide_alone(tmp_path: Path) -> None:
     # Beside each TIFF lies the slide that it was cut from.
     (tmp_path / "TCGA-AA_1.svs").write_bytes(b"not looked at")
     pytest.importorskip("openslide")
-    write_slide(tmp_path / "slide.tif", TILE.image, levels=1).rename(tmp_path / "TCGA-AA_2.svs")
+    write_slide(tmp_path / "slide.tif", TILE.image, levels=1).rename(tmp_path / "TCGA-AA_2.SVS")
     tiles = open_tiles(tmp_path)
-    assert [tile.image.name for tile in tiles] == ["TCGA-AA_1.tif", "TCGA-AA_2.svs"]
+    assert [tile.image.name for tile in tiles] == ["TCGA-AA_1.tif", "TCGA-AA_2.SVS"]
     for tile in tiles:
         assert np.array_equal(tile.read().image, TILE.image)
         assert same_nuclei(tile.read().labels, TILE.labels)
@@ -517,13 +544,74 @@ def test_names_zipped_on_a_mac_belong_to_their_images(forms: tuple[str, str], tm
         np.testing.assert_array_equal(tiles[f"{part.format(image)}/{image}"].read().labels, known(seed).labels)
 
 
+def test_folders_of_organs_tell_equal_names_apart(tmp_path: Path) -> None:
+    for organ, seed in (("liver", 1), ("kidney", 2)):
+        png(tmp_path / "images" / organ / "1.png", known(seed).image)
+        (tmp_path / "ann" / organ).mkdir(parents=True)
+        savemat(tmp_path / "ann" / organ / "1.mat", {"inst_map": known(seed).labels})
+    tiles = open_tiles(tmp_path)
+    assert tiles.names == ["kidney/1", "liver/1"]
+    np.testing.assert_array_equal(tiles["liver/1"].read().labels, known(1).labels)
+    np.testing.assert_array_equal(tiles["kidney/1"].read().labels, known(2).labels)
+    (tmp_path / "ann" / "liver").rename(tmp_path / "ann" / "lung")
+    with pytest.raises(NucloraError, match=r"one of 2 images \(kidney/1\.png, liver/1\.png\) of 1\.mat"):
+        open_tiles(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("liver/images/1.png", "kidney/labels/1.mat"),
+        ("fold1/1.png", "fold2/1.mat"),
+        ("Fold 1/1.png", "Fold 2/1.mat"),
+        ("stage1_train/1.png", "stage1_test/1.mat"),
+        ("train_1/1.png", "valid/1.mat"),
+    ],
+)
+def test_files_of_other_groups_and_parts_are_no_pair(image: str, labels: str, tmp_path: Path) -> None:
+    png(tmp_path / image, TILE.image)
+    (tmp_path / labels).parent.mkdir(parents=True)
+    savemat(tmp_path / labels, {"inst_map": TILE.labels})
+    told = sorted(fault.reason for fault in list_tiles(tmp_path, "matlab").faults)
+    assert told == ["no MATLAB file for this image", "no image for this MATLAB file"]
+
+
+@pytest.mark.parametrize(
+    ("image", "labels", "group"),
+    [
+        ("raw/liver/1.png", "mat/1.mat", "raw"),
+        ("train2017/1.png", "training/1.mat", "all"),
+        ("Fold 1/images/1.png", "Fold 1/labels/1.mat", "all"),
+        ("images/1.png", "labels/liver/1.mat", "all"),
+        ("liver/images/1.png", "Labels/1.mat", "liver"),
+    ],
+)
+def test_files_in_folders_of_their_own_are_a_pair(image: str, labels: str, group: str, tmp_path: Path) -> None:
+    png(tmp_path / image, TILE.image)
+    (tmp_path / labels).parent.mkdir(parents=True, exist_ok=True)
+    savemat(tmp_path / labels, {"inst_map": TILE.labels})
+    savemat(tmp_path / "a_first.mat", {"parameters": 1})
+    listing = list_tiles(tmp_path)
+    assert [tile.group for tile in listing.tiles] == [group]
+    assert [Path(fault.path or "").name for fault in listing.faults] == ["a_first.mat"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+@pytest.mark.parametrize("suffix", [".json", ".xml", ".mat", ".geojson"])
+def test_pipes_are_named_and_not_waited_for(suffix: str, tmp_path: Path) -> None:
+    png(tmp_path / "a.png", TILE.image)
+    os.mkfifo(tmp_path / f"a{suffix}")
+    with pytest.raises(NucloraError, match=rf"a\{suffix}: a pipe, not a file"):
+        list_tiles(tmp_path)
+
+
 def test_of_cellposes_outputs_the_masks_alone_are_labels(tmp_path: Path) -> None:
     labels = TILE.labels.astype(np.uint16)
     png(tmp_path / "a_img.png", TILE.image)
     png(tmp_path / "a_img_cp_masks.png", labels)
     for name in ("flows_cp_masks", "dP_cp_masks", "flows_0", "cp_cellprob"):
         tif(tmp_path / f"a_img_{name}.tif", TILE.image[..., 0])
-    for name in ("outlines_cp_masks", "cp_output_cp_masks"):
+    for name in ("outlines_cp_masks", "cp_output_cp_masks", "outlines"):
         png(tmp_path / f"a_img_{name}.png", TILE.image)
     tiles = open_tiles(tmp_path)
     assert len(tiles) == 1
@@ -610,6 +698,22 @@ def test_pannukes_fold_is_that_of_the_folder_however_it_is_called(
     monkeypatch.chdir(tmp_path / "fold2")
     here = open_tiles(Path())
     assert here.names == named.names == ["fold2/0000"]
+
+
+def test_pannukes_folds_counted_from_0_are_not_the_published_ones(tmp_path: Path) -> None:
+    WRITERS["pannuke"](tmp_path / "data", [known(seed) for seed in range(3)])
+    for fold in (1, 2):
+        for kind in ("images", "masks"):
+            place = tmp_path / "data" / f"Fold {fold}" / kind / f"fold{fold}"
+            place.rename(place.with_name(f"fold{fold - 1}"))
+    tiles = open_tiles(tmp_path / "data")
+    assert [(tile.name, tile.fold) for tile in tiles] == [
+        ("fold0/0000", None),
+        ("fold0/0001", None),
+        ("fold1/0000", None),
+    ]
+    convert_data(tiles, tmp_path / "converted", "folder")
+    assert not (tmp_path / "converted" / "folds.csv").exists()
 
 
 def test_pannukes_ids_may_be_shared_by_classes(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 from pathlib import Path
@@ -216,11 +217,13 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     def fail_later(size: int, seed: int, organ: int | str) -> Sample:
         calls.append(organ)
         if len(calls) == 3:
-            raise OSError("disk full")
+            raise OSError(errno.ENOSPC, "disk full")
         return synthesize_tile(size, seed, organ)
 
+    # As a killed process leaves it.
+    (tmp_path / ".set.scratch" / "new" / "human liver").mkdir(parents=True)
     monkeypatch.setattr(synthetic, "synthesize_tile", fail_later)
-    with pytest.raises(OSError, match="disk full"):
+    with pytest.raises(NucloraError, match=r"set: cannot write \(disk full\); free some space"):
         write_dataset(tmp_path / "set", tiles=4, size=64, organs=2, seed=0)
     assert len(calls) == 3
     assert list(tmp_path.iterdir()) == []

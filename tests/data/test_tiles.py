@@ -201,6 +201,21 @@ def test_several_pages_are_refused(tmp_path: Path) -> None:
         read_image(tmp_path / "x.tif")
     with pytest.raises(NucloraError, match=r"3 pages where one is expected"):
         read_labels(tmp_path / "x.tif")
+    # One page, and the other planes behind it.
+    tifffile.imwrite(tmp_path / "x.tif", np.zeros((3, 20, 30), np.uint8), photometric="minisblack", truncate=True)
+    with pytest.raises(NucloraError, match=r"3 pages where one is expected"):
+        read_labels(tmp_path / "x.tif")
+
+
+def test_large_images_are_refused_however_their_colours_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = rgb((20, 30, 3))
+    for planes, values in (("contig", pixels), ("separate", np.moveaxis(pixels, 2, 0))):
+        tifffile.imwrite(tmp_path / "x.tif", values, photometric="rgb", planarconfig=planes)
+        monkeypatch.setattr("nuclora.data.images.MAX_PIXELS", 600)
+        np.testing.assert_array_equal(read_image(tmp_path / "x.tif"), pixels)
+        monkeypatch.setattr("nuclora.data.images.MAX_PIXELS", 599)
+        with pytest.raises(NucloraError, match=r"more than 599 pixels"):
+            read_image(tmp_path / "x.tif")
 
 
 @pytest.mark.parametrize("bigtiff", [False, True])

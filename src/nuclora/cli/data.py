@@ -165,7 +165,9 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
     for fault in report.faults[:max_faults]:
         mend = f"; {fault.mend}" if fault.mend else ""
         kind = "[red]fault[/] " if fault.spoils else "[yellow]meant?[/]"
-        console.print(f"{kind} {escape(fault.path)}: {escape(fault.reason + mend)}", highlight=False, soft_wrap=True)
+        # A file's name may hold a line break.
+        line = " ".join(f"{fault.path}: {fault.reason}{mend}".splitlines())
+        console.print(f"{kind} {escape(line)}", highlight=False, soft_wrap=True)
     hidden = len(report.faults) - max_faults
     if hidden > 0:
         console.print(f"[red]fault[/]  and {hidden} more: see --max-faults or --json", highlight=False)

@@ -101,7 +101,7 @@ def run() -> None:
         with shortage_told():
             app()
     except NucloraError as error:
-        typer.secho(f"nuclora: {' '.join(str(error).splitlines())}", fg="red", err=True)
+        typer.secho(f"nuclora: {error}", fg="red", err=True)
         sys.exit(2)
     except Stopped:
         typer.echo("nuclora: stopped, everything is saved; run the same command again to go on", err=True)

@@ -52,7 +52,7 @@ def predict_and_print(work: Callable[..., Outcome], *, as_json: bool, workers: W
     elif outcome.rows:
         _print_table(console, outcome)
     for error in outcome.failures:
-        typer.secho(f"nuclora: {' '.join(str(error).splitlines())}", fg="red", err=True)
+        typer.secho(f"nuclora: {error}", fg="red", err=True)
     if outcome.failures:
         raise typer.Exit(2)
 

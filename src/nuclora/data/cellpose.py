@@ -13,8 +13,9 @@ import re
 from pathlib import Path
 
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
-from nuclora.data.pairs import find_images, group_of, pair, tile_name, walk
+from nuclora.data.pairs import find_images, group_of, pair, tile_name
 from nuclora.data.tiles import Listing, Tile
+from nuclora.data.walk import walk
 from nuclora.errors import NucloraError
 
 NAME = "cellpose"
@@ -22,7 +23,9 @@ NAME = "cellpose"
 _MASKS = re.compile(r"(?:_cp)?_masks$")
 _IMAGE = re.compile(r"_img$")
 # What else Cellpose writes beside an image.
-_OUTPUTS = re.compile(r"_(?:cp_masks|masks|(?:cp_)?flows(?:_[0-2])?|(?:cp_)?cellprob|cp_output|dP|seg)$")
+_OUTPUTS = re.compile(
+    r"_(?:cp_masks|masks|(?:cp_)?flows(?:_[0-2])?|(?:cp_)?cellprob|(?:cp_)?outlines|cp_output|dP|seg)$"
+)
 # Of those that get the masks' ending, which none is.
 _NO_MASKS = re.compile(r"_(?:flows|dP|outlines|cp_output)_cp_masks$")
 _SEG = "_seg.npy"

@@ -24,11 +24,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from nuclora.data.images import guard, image_shape
-from nuclora.data.pairs import group_of, tile_name, walk
+from nuclora.data.images import guard, image_shape, read_head
+from nuclora.data.pairs import group_of, tile_name
 from nuclora.data.polygons import Pixels, draw, fill, union
 from nuclora.data.rle import decode
 from nuclora.data.tiles import Files, Listing, Tile, Truth
+from nuclora.data.walk import walk
 from nuclora.errors import NucloraError
 
 NAME = "coco"
@@ -114,14 +115,13 @@ class CocoAnnotations(Files):
 
 
 def _is_coco(path: Path) -> bool:
-    with path.open("rb") as file:
-        return _KEYS.match(file.read(_HEAD)) is not None
+    return _KEYS.match(read_head(path, _HEAD)) is not None
 
 
 def _has_annotations(path: Path) -> bool:
     """Whether a JSON file that does not begin as COCO's do is one nevertheless."""
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(guard(Path.read_bytes, path))
     except ValueError as error:
         raise NucloraError("no JSON, beside COCO's", path=path, mend="export it again, or remove it") from error
     return isinstance(content, dict) and content.keys() >= {"images", "annotations"}
@@ -160,8 +160,8 @@ def _find(name: str, path: Path, root: Path) -> Path | None:
     within = [above / "images", above / split, above / "images" / split, above / split / "images"]
     for folder in (path.parent, path.parent / "images", above, *within, root, root / "images"):
         # Label Studio on Windows writes backslashes.
-        image = Path(os.path.normpath(folder / name.replace("\\", "/")))
-        inside = Path(os.path.normpath(root))
+        image = Path(os.path.normpath((folder / name.replace("\\", "/")).absolute()))
+        inside = Path(os.path.normpath(root.absolute()))
         if image.is_file() and image.is_relative_to(inside):
             return root / image.relative_to(inside)
     return None

@@ -76,10 +76,11 @@ def convert_data(
             if progress is not None:
                 progress(done, len(tiles))
         # Of a part of a data set the folds make no table.
-        if all(tile.fold is not None for tile in tiles) and are_folds({tile.fold for tile in tiles if tile.fold}):
+        folds = [tile.fold for tile in tiles if tile.fold is not None]
+        if len(folds) == len(tiles) and are_folds(set(folds)):
             rows = (
-                FoldRow(place.name, place.name.split("/")[0] if "/" in place.name else NO_GROUP, tile.fold or 0)
-                for tile, place in zip(tiles, places, strict=True)
+                FoldRow(place.name, place.name.split("/")[0] if "/" in place.name else NO_GROUP, fold)
+                for place, fold in zip(places, folds, strict=True)
             )
             # In the order that the new folder will be listed in.
             FoldTable(tuple(sorted(rows, key=lambda row: f"{row.tile}.png"))).write(dest / FOLDS)

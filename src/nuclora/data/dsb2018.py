@@ -16,9 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, image_shape, read_mask
-from nuclora.data.pairs import composed, group_of, walk
+from nuclora.data.pairs import composed, group_of
 from nuclora.data.polygons import Pixels, draw
-from nuclora.data.tiles import Files, Listing, Tile, Truth, is_junk, require_shape
+from nuclora.data.tiles import Files, Listing, Tile, Truth, require_shape
+from nuclora.data.walk import is_junk, walk
 from nuclora.errors import NucloraError
 
 NAME = "dsb2018"

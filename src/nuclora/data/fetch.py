@@ -102,7 +102,8 @@ def fetch_nuinsseg(
     dest = place_of_new(dest, other)
     base_url = base_url or ZENODO
     size, md5 = _zenodo_entry(base_url)
-    archive = dest.with_name(f"{dest.name}.zip")
+    # Hidden: NAME.zip may be a download of the user's own.
+    archive = dest.with_name(f".{dest.name}.download.zip")
     url = f"{base_url}/records/{RECORD}/files/{ARCHIVE}?download=1"
     with disk_errors(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)

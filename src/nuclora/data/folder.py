@@ -7,8 +7,9 @@ from functools import partial
 from pathlib import Path
 
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
-from nuclora.data.pairs import by_name, composed, unread_masks, walk
+from nuclora.data.pairs import by_name, composed, unread_masks
 from nuclora.data.tiles import NO_GROUP, Listing, Tile
+from nuclora.data.walk import walk
 from nuclora.errors import NucloraError
 
 NAME = "folder"

@@ -241,7 +241,7 @@ def inner_split(table: FoldTable, fold: int, *, fraction: float = 0.125, seed: i
 
     Returns:
         Names to fit and names to validate on, each in the table's order. An organ of two tiles or more
-        keeps at least one to fit.
+        keeps at least one to fit, whatever the fraction.
 
     Raises:
         NucloraError: Fewer than two training tiles, or no such fold.
@@ -288,6 +288,8 @@ def _apportion(sizes: dict[str, int], fraction: float) -> dict[str, int]:
         spare = [group for group in order if counts[group] < sizes[group] - 1] or [
             group for group in order if sizes[group] == 1 and counts[group] == 0
         ]
+        if not spare:
+            break
         for group in spare[:left]:
             counts[group] += 1
     return counts

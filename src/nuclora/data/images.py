@@ -193,6 +193,20 @@ def guard(read: Callable[[Path], _T], path: Path) -> _T:
         ) from error
 
 
+def read_head(path: Path, size: int) -> bytes:
+    """Read the first bytes of a file.
+
+    Raises:
+        NucloraError: It cannot be read.
+    """
+
+    def read(path: Path) -> bytes:
+        with path.open("rb") as file:
+            return file.read(size)
+
+    return guard(read, path)
+
+
 def _is_tiff(path: Path) -> bool:
     """Whether a file is to be read as TIFF: Pillow would take its first page, and 8 of 16 bits, in silence."""
     if path.suffix.lower() in TIFF_SUFFIXES:
@@ -363,8 +377,12 @@ def _only_page(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
         raise ValueError("no page in the file")
     if len(full) > 1:
         raise _several(len(full), path)
-    _refuse_large(full[0].shape, path)
-    return full[0]
+    page = full[0]
+    # Planes of a stack may lie behind each other under one page.
+    if (tiff.is_imagej or tiff.is_shaped) and (planes := tiff.series[0].size // page.size) > 1:
+        raise _several(planes, path)
+    _refuse_large((page.imagelength, page.imagewidth), path)
+    return page
 
 
 def _refuse_large(shape: tuple[int, ...], path: Path) -> None:

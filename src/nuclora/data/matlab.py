@@ -22,9 +22,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.data.images import IMAGE_SUFFIXES, as_labels, guard
-from nuclora.data.pairs import find_images, group_of, pair, tile_name, walk
+from nuclora.data.images import IMAGE_SUFFIXES, as_labels, guard, read_head
+from nuclora.data.pairs import find_images, group_of, pair, tile_name
 from nuclora.data.tiles import Files, Listing, Tile, Truth
+from nuclora.data.walk import walk
 from nuclora.errors import NucloraError
 
 NAME = "matlab"
@@ -37,8 +38,7 @@ _SPLITS = "info.csv"
 
 def looks_like(root: Path) -> bool:
     """Whether there is a MATLAB file with `KEY`, or one that is too new to be looked into."""
-    first = next(walk(root, {".mat"}), None)
-    return first is not None and (KEY in _keys(first) or _is_hdf5(first))
+    return any(KEY in _keys(path) or _is_hdf5(path) for path in walk(root, {".mat"}))
 
 
 def looks_damaged(root: Path) -> bool:
@@ -102,8 +102,7 @@ def _load(path: Path) -> NDArray[Any]:
 
 
 def _is_hdf5(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(520)
+    head = read_head(path, 520)
     return b"MATLAB 7.3" in head[:128] or b"\x89HDF\r\n\x1a\n" in (head[:8], head[512:])
 
 
@@ -112,7 +111,7 @@ def _keys(path: Path) -> set[str]:
     from scipy.io import whosmat
 
     try:
-        return {name for name, _, _ in whosmat(path)}
+        return {name for name, _, _ in guard(whosmat, path)}
     except Exception:
         return set()
 

@@ -21,10 +21,11 @@ from xml.etree import ElementTree
 import numpy as np
 from numpy.typing import NDArray
 
-from nuclora.data.images import IMAGE_SUFFIXES, MAX_PIXELS, guard, image_shape
-from nuclora.data.pairs import find_images, group_of, pair, tile_name, walk
+from nuclora.data.images import IMAGE_SUFFIXES, MAX_PIXELS, guard, image_shape, read_head
+from nuclora.data.pairs import find_images, group_of, pair, tile_name
 from nuclora.data.polygons import Pixels, draw, fill
 from nuclora.data.tiles import Files, Listing, Tile, Truth
+from nuclora.data.walk import walk
 from nuclora.errors import NucloraError
 from nuclora.io.pyramid import Slide
 from nuclora.io.slides import open_slide
@@ -49,9 +50,9 @@ def list_tiles(root: Path) -> Listing:
     """Find the images and their XML files, side by side or in folders of their own."""
     labels = [path for path in walk(root, {".xml"}) if _is_aperio(path)]
     images = find_images(root, IMAGE_SUFFIXES)
-    stems = {path.with_suffix("") for path in images}
-    cut = [path.with_suffix(_SLIDE) for path in labels if path.with_suffix("") not in stems]
-    pairs, faults = pair([*images, *(path for path in cut if path.is_file())], labels, "XML file")
+    stems = {path.with_suffix("") for path in labels} - {path.with_suffix("") for path in images}
+    cut = [path for path in walk(root, {_SLIDE}) if path.with_suffix("") in stems]
+    pairs, faults = pair([*images, *cut], labels, "XML file")
     tiles = [
         Tile(
             name=tile_name(image, root),
@@ -72,7 +73,7 @@ class AperioPolygons(Files):
 
     def image(self, tile: Tile) -> NDArray[np.uint8]:
         """Read the image, (H, W, 3)."""
-        if tile.image.suffix != _SLIDE:
+        if tile.image.suffix.lower() != _SLIDE:
             return super().image(tile)
         with open_slide(tile.image) as slide:
             _require_tile(slide)
@@ -119,7 +120,7 @@ def _cut(holes: Sequence[Pixels], *regions: list[Pixels]) -> None:
 
 
 def _shape(image: Path) -> tuple[int, int]:
-    if image.suffix != _SLIDE:
+    if image.suffix.lower() != _SLIDE:
         return image_shape(image)
     with open_slide(image) as slide:
         _require_tile(slide)
@@ -136,8 +137,7 @@ def _is_aperio(path: Path) -> bool:
 
 
 def _head(path: Path) -> bytes:
-    with path.open("rb") as file:
-        return file.read(_HEAD)
+    return read_head(path, _HEAD)
 
 
 def _microns_per_pixel(path: Path) -> float | None:

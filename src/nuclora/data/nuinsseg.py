@@ -10,7 +10,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from nuclora.data.pairs import by_name, unread_masks
-from nuclora.data.tiles import Listing, Tile, is_junk
+from nuclora.data.tiles import Listing, Tile
+from nuclora.data.walk import is_junk
 from nuclora.errors import NucloraError
 
 NAME = "nuinsseg"
@@ -98,8 +99,11 @@ def _list_organ(organ: Path, tiles: list[Tile], faults: list[NucloraError]) -> N
             mend = f"add {organ.name}/{LABELS}/{image.stem}.tif"
             faults.append(NucloraError("no label map for this image", path=image, mend=mend))
             continue
-        ignore = next((files[key] for files in vague if key in files), None)
-        tiles.append(Tile(f"{organ.name}/{image.stem}", organ.name, image, labels[key], ignore))
+        ignore = [files[key] for files in vague if key in files]
+        if len(ignore) > 1:
+            reason = f"one of {len(ignore)} ignore masks of {image.name}"
+            faults.append(NucloraError(reason, path=ignore[0], mend=f"keep one of them; another is {ignore[1]}"))
+        tiles.append(Tile(f"{organ.name}/{image.stem}", organ.name, image, labels[key], next(iter(ignore), None)))
     for key, path in labels.items():
         if key not in images:
             mend = f"add {organ.name}/{IMAGES}/{path.stem}.png"

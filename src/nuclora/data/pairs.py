@@ -2,67 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path, PurePath
 from typing import NamedTuple
 
 from nuclora.data.images import IMAGE_SUFFIXES
-from nuclora.data.tiles import NO_GROUP, is_junk
+from nuclora.data.tiles import NO_GROUP
+from nuclora.data.walk import walk
 from nuclora.errors import NucloraError
 from nuclora.io.kinds import OWN_ENDINGS
 
-DEPTH = 6
-"""So many folders under the root are looked into, where the layout does not say how many."""
-
 # Folders that say what is in them, or which part of a split: no groups of tiles. Overlays are pictures of the labels.
 _CONTENTS = {"image", "images", "img", "imgs", "tissue_images", "label", "labels", "mask", "masks", "annotations"}
-_SPLITS = {"train", "training", "test", "testing", "val", "valid", "validation", "stage1_train", "stage1_test", "fold"}
+_SPLIT = re.compile(r"(?:stage\d+_)?(train|test|val|fold)(?:ing|id|idation)?[ _-]*(\d*)")
 _OVERLAYS = frozenset({"overlay", "overlays"})
-
-
-def walk(root: Path, suffixes: Collection[str] | None, depth: int | None = DEPTH) -> Iterator[Path]:
-    """Files of these suffixes under a folder, sorted within each folder; litter is left out.
-
-    Links to folders are followed, but for those that lead back to a folder that they lie in.
-
-    Args:
-        root: The folder.
-        suffixes: Suffixes in lower case; None is any.
-        depth: So many folders under the root are looked into; None is all.
-
-    Yields:
-        The files of a folder before those of the folders in it; none if there is no such folder.
-
-    Raises:
-        NucloraError: A folder cannot be listed: left out in silence, its tiles would be missing.
-    """
-    for folder, folders, files in os.walk(root, onerror=_refuse, followlinks=True):
-        place = Path(folder)
-        deep = depth is not None and len(place.relative_to(root).parts) >= depth
-        folders[:] = [] if deep else sorted(name for name in folders if _enters(place / name))
-        for name in sorted(files):
-            path = place / name
-            if (suffixes is None or path.suffix.lower() in suffixes) and not is_junk(path):
-                yield path
-
-
-def _refuse(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        path = Path(error.filename)
-        raise NucloraError(f"cannot be listed ({error.strerror})", path=path, mend="check its permissions") from error
-
-
-def _enters(folder: Path) -> bool:
-    if is_junk(folder):
-        return False
-    if not folder.is_symlink():
-        return True
-    # Of the folders as they were walked through, too: two links may lead to each other.
-    real = folder.resolve()
-    return not any(above.resolve().is_relative_to(real) for above in folder.parents)
 
 
 def find_images(root: Path, suffixes: Collection[str]) -> list[Path]:
@@ -84,7 +42,7 @@ def tile_name(image: Path, root: Path) -> str:
 def group_of(relative: PurePath) -> str:
     """The first folder of a path that is neither part of a split (train, test) nor named for what is in it (images)."""
     for part in relative.parts[:-1]:
-        if _plain(part) not in _CONTENTS | _SPLITS:
+        if _plain(part) not in _CONTENTS and not _SPLIT.fullmatch(part.lower()):
             return part
     return NO_GROUP
 
@@ -153,7 +111,8 @@ def pair(
 ) -> Pairs:
     """Pair images and label files by their stems; of several of one stem those that share more folders belong together.
 
-    What lies in different parts of a split (train, test) never does.
+    Of those that share as many, those whose other folders have more equal names do. What lies in different parts of a
+    split (train, test), or in the image and label folders of different groups, never does.
 
     Args:
         images: Image files.
@@ -175,8 +134,8 @@ def pair(
         if not candidates:
             faults.append(NucloraError(f"no image for this {what}", path=path, mend="add the image, or remove this"))
             continue
-        shared = [_shared(image, path) for image in candidates]
-        nearest = [image for image, depth in zip(candidates, shared, strict=True) if depth == max(shared)]
+        near = [_nearness(image, path) for image in candidates]
+        nearest = [image for image, nearness in zip(candidates, near, strict=True) if nearness == max(near)]
         if len(nearest) > 1:
             faults.append(_doubled(nearest, "image", path))
         for image in nearest:
@@ -191,11 +150,33 @@ def pair(
 
 
 def _in_other_part(one: Path, other: Path) -> bool:
+    """Whether two files lie in different parts of a split, or in the image and label folders of different groups."""
+    parts, others = _own_folders(one, other)
+    splits = [list(filter(None, map(_SPLIT.fullmatch, folders))) for folders in (parts, others)]
+    if all(splits) and not any(_is_same(mine, its) for mine, its in itertools.product(*splits)):
+        return True
+    if not (parts and others and _plain(parts[-1]) in _CONTENTS and _plain(others[-1]) in _CONTENTS):
+        return False
+    homes, theirs = ({part for part in folders if _plain(part) not in _CONTENTS} for folders in (parts, others))
+    return bool(homes and theirs) and homes.isdisjoint(theirs)
+
+
+def _is_same(part: re.Match[str], other: re.Match[str]) -> bool:
+    """Whether two names are of one part of a split: "train" is that of "training" and of "train2017"."""
+    return part[1] == other[1] and (part[2] == other[2] or not (part[2] and other[2]))
+
+
+def _own_folders(one: Path, other: Path) -> tuple[list[str], list[str]]:
+    """The folders of two files below those that they share, in lower case."""
     above = _shared(one, other)
-    own = [{_plain(part) for part in path.parts[above:-1]} & _SPLITS for path in (one, other)]
-    # "train" and "training" are one.
-    parts, others = ({name[:3] for name in names} for names in own)
-    return bool(parts and others) and parts.isdisjoint(others)
+    own, others = ([composed(part.lower()) for part in path.parts[above:-1]] for path in (one, other))
+    return own, others
+
+
+def _nearness(one: Path, other: Path) -> tuple[int, int]:
+    """How many folders two files share, and of the others how many have equal names (`a/liver` and `b/liver`: 1)."""
+    own, others = _own_folders(one, other)
+    return _shared(one, other), len(set(own) & set(others))
 
 
 def _shared(one: Path, other: Path) -> int:
@@ -204,7 +185,8 @@ def _shared(one: Path, other: Path) -> int:
 
 
 def _doubled(paths: Sequence[Path], what: str, partner: Path) -> NucloraError:
-    named = ", ".join(path.name for path in paths[:3])
+    above = Path(os.path.commonpath([path.parent for path in paths]))
+    named = ", ".join(path.relative_to(above).as_posix() for path in paths[:3])
     return NucloraError(
         f"one of {len(paths)} {what}s ({named}) of {partner.name}", path=paths[0], mend="keep one of them"
     )

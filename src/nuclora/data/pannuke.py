@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.data.images import guard, open_array
-from nuclora.data.pairs import pair, walk
+from nuclora.data.pairs import pair
 from nuclora.data.tiles import NO_GROUP, Listing, Tile, Truth
+from nuclora.data.walk import walk
 from nuclora.errors import NucloraError
 
 NAME = "pannuke"
@@ -45,7 +46,8 @@ def looks_like(root: Path) -> bool:
 def list_tiles(root: Path) -> Listing:
     """Find the folds, as published (``Fold 1/images/fold1``) or with the three files in a folder each.
 
-    Where a folder does not say which fold it is, all are numbered in their order, and taken for no published ones.
+    Where a folder does not say which fold it is, all are numbered in their order, and taken for no published ones; nor
+    are they where one has the number 0, which the published ones have not.
     """
     tiles: list[Tile] = []
     arrays = list(walk(root, {".npy"}))
@@ -58,9 +60,10 @@ def list_tiles(root: Path) -> Listing:
         fold_of,
     )
     folds = [fold_of(images) for images, _ in pairs]
+    published = all(folds) and all(int(fold) for fold in folds)
     for number, ((images, masks), fold) in enumerate(zip(pairs, folds, strict=True), start=1):
         try:
-            tiles += _fold_tiles(images, masks, int(fold) if all(folds) else number, published=all(folds))
+            tiles += _fold_tiles(images, masks, int(fold) if all(folds) else number, published=published)
         except NucloraError as error:
             faults.append(error)
     return Listing(root, NAME, tuple(tiles), tuple(faults))

@@ -3,7 +3,8 @@
 Coordinates are those of Aperio, QuPath and COCO alike: x right, y down, the first pixel covers 0 to 1. **A pixel
 belongs to a nucleus if its centre (x + .5, y + .5) lies inside the outline.** (MoNuSeg's own MATLAB script draws half a
 pixel further up and left, because MATLAB counts pixels from 1; Python scripts that do not shift by .5 draw half a pixel
-the other way.)
+the other way.) A centre on the outline itself counts on the left and at the top of a nucleus only, so that neighbours
+never share it: outlines of scikit-image's `find_contours` run through centres all along.
 
 A pixel that several nuclei claim goes to **the smallest of them**, or to the earlier one of equals. A small nucleus
 over a large one would be buried if the earlier won, as in MoNuSeg's script, or the later: annotators draw in any order.
@@ -19,6 +20,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from nuclora.data.tiles import Truth
+
+# polygon() counts centres on any edge as inside. Far below what files round coordinates to.
+_TIE = 1e-6
 
 Pixels: TypeAlias = NDArray[np.int64]
 """Pixels of one nucleus, as indices into the flattened tile."""
@@ -56,7 +60,8 @@ def _inside(ring: ArrayLike, shape: tuple[int, int]) -> Pixels:
     if points.ndim != 2 or points.shape[1] < 2 or not np.isfinite(points).all():
         raise ValueError("points that are not two finite numbers each")
     # QuPath may write a third coordinate, the plane.
-    rows, columns = polygon(points[:, 1] - 0.5, points[:, 0] - 0.5, shape) if len(points) > 2 else ([], [])
+    shifted = points[:, :2] - 0.5 - _TIE
+    rows, columns = polygon(shifted[:, 1], shifted[:, 0], shape) if len(points) > 2 else ([], [])
     return np.unique(np.asarray(rows, np.int64) * shape[1] + np.asarray(columns, np.int64))
 
 

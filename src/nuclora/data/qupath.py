@@ -21,9 +21,10 @@ from typing import Any
 import numpy as np
 
 from nuclora.data.images import IMAGE_SUFFIXES, guard, image_shape
-from nuclora.data.pairs import find_images, group_of, pair, tile_name, walk
+from nuclora.data.pairs import find_images, group_of, pair, tile_name
 from nuclora.data.polygons import Pixels, draw, fill, union
 from nuclora.data.tiles import Files, Listing, Tile, Truth
+from nuclora.data.walk import walk
 from nuclora.errors import NucloraError
 
 NAME = "qupath"
@@ -56,7 +57,7 @@ def list_tiles(root: Path) -> Listing:
     pairs, faults = pair(
         find_images(root, IMAGE_SUFFIXES), list(walk(root, {_SUFFIX})), "GeoJSON file", _without_ome, _image_stem
     )
-    source = GeoJsonObjects(annotations=not any(_OBJECTS.search(path.read_bytes()) for _, path in pairs))
+    source = GeoJsonObjects(annotations=not any(_OBJECTS.search(guard(Path.read_bytes, path)) for _, path in pairs))
     tiles = [
         Tile(tile_name(image, root), group_of(image.relative_to(root)), image, path, source=source)
         for image, path in pairs

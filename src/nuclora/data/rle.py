@@ -69,5 +69,8 @@ def decode(runs: list[int] | str, size: tuple[int, int]) -> Pixels:
     total = sum(int(length) for length in lengths)
     if total != height * width:
         raise ValueError(f"run lengths of {total} pixels for a mask of {height * width}")
-    inside = np.flatnonzero(np.repeat(np.arange(len(lengths)) % 2, lengths.astype(np.int64)))
+    lengths = lengths.astype(np.int64)
+    starts, sizes = (np.cumsum(lengths) - lengths)[1::2], lengths[1::2]
+    # Pixel by pixel of the nucleus, not of the image: a file has one of these for each nucleus.
+    inside = np.repeat(starts - (np.cumsum(sizes) - sizes), sizes) + np.arange(sizes.sum())
     return np.sort(inside % height * width + inside // height).astype(np.int64)

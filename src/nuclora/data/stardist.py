@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 
 from nuclora.data.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
-from nuclora.data.pairs import composed, group_of, pair, tile_name, walk
-from nuclora.data.tiles import Listing, Tile, is_junk
+from nuclora.data.pairs import composed, group_of, pair, tile_name
+from nuclora.data.tiles import Listing, Tile
+from nuclora.data.walk import is_junk, walk
 from nuclora.errors import NucloraError
 
 NAME = "stardist"

@@ -7,7 +7,6 @@ law; optics and sensor come last. The labels are the geometry that the nuclei ar
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,7 +19,7 @@ from scipy import ndimage
 from nuclora.data.tiles import Sample
 from nuclora.data.tissue import LOOKS, Field, Look, Nuclei, Pose, Scene, blob, lay_out, noise, step
 from nuclora.errors import NucloraError
-from nuclora.files import disk_errors, place_of_new
+from nuclora.files import atomic_folder, disk_errors, hold_file, place_of_new
 
 # Optical densities (red, green, blue) of one unit, read off real tiles after taking out the lamp.
 _HAEMATOXYLIN = np.array((0.70, 0.74, 0.36))
@@ -262,21 +261,14 @@ def write_dataset(dest: Path, *, tiles: int, size: int, organs: int, seed: int) 
         raise NucloraError(f"{tiles} tiles are too few for {organs} organs", mend="ask for a tile an organ at least")
     with disk_errors(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
-        scratch = tempfile.TemporaryDirectory(prefix=f".{dest.name}.", dir=dest.parent)
-    with scratch as folder:
-        root = Path(folder) / "tiles"
+    with hold_file(dest, "data set", patience=0), atomic_folder(dest) as root:
         for index in range(tiles):
             organ = ORGANS[index % organs]
             name = f"{organ.replace(' ', '_')}_{index // organs + 1:02d}"
             # Neighbouring seeds must not share tiles, so they are mixed with the index, not added to it.
             tile_seed = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
             sample = synthesize_tile(size, tile_seed, organ)
-            with disk_errors(dest):
-                _write_tile(root / organ, name, sample)
-        with disk_errors(dest):
-            if dest.exists():
-                dest.rmdir()
-            root.rename(dest)
+            _write_tile(root / organ, name, sample)
 
 
 def _write_tile(folder: Path, name: str, sample: Sample) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import unicodedata
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.data.images import read_image, read_labels, read_mask
+from nuclora.data.walk import walk
 from nuclora.errors import NucloraError
 from nuclora.files import digest_file, unreadable
 
@@ -237,18 +237,13 @@ class Listing:
 def _hash(path: Path) -> str:
     """SHA-256 of a file, or of the names and contents of those below a folder."""
     if path.is_dir():
-        walked = os.walk(path, onerror=_refuse, followlinks=True)
-        files = [Path(place, name) for place, _, names in walked for name in names]
-        inside = [(file.relative_to(path).as_posix(), _hash(file)) for file in sorted(files) if not is_junk(file)]
+        files = sorted(walk(path, None, None))
+        inside = [(file.relative_to(path).as_posix(), _hash(file)) for file in files]
         return hashlib.sha256(json.dumps(inside).encode()).hexdigest()
     try:
         return digest_file(path)
     except OSError as error:
         raise unreadable(path, error) from error
-
-
-def _refuse(error: OSError) -> None:
-    raise unreadable(Path(error.filename), error) from error
 
 
 def counted(number: int, noun: str) -> str:
@@ -278,11 +273,6 @@ def doubled_faults(tiles: Iterable[Tile]) -> list[NucloraError]:
         for tile in tiles
         if names.setdefault(tile.name, tile) is not tile
     ]
-
-
-def is_junk(path: Path) -> bool:
-    """Whether a file or folder is the litter of a file manager (``._x``, ``__MACOSX``, ...)."""
-    return path.name.startswith((".", "__MACOSX")) or path.name.lower() in {"thumbs.db", "desktop.ini"}
 
 
 def require_shape(path: Path, shape: tuple[int, ...], image_shape: tuple[int, ...]) -> None:

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Final
 
 from nuclora.data.images import IMAGE_SUFFIXES
-from nuclora.data.pairs import walk
-from nuclora.data.tiles import is_junk
+from nuclora.data.walk import is_junk, walk
 from nuclora.errors import NucloraError
 from nuclora.io.kinds import OWN_ENDINGS
 from nuclora.io.slides import SLIDE_SUFFIXES
