@@ -231,6 +231,9 @@ def test_an_adapter_end_to_end(
 ) -> None:
     base = load_base("custom", tiny_sam_folder)
     base.model.add_dense_decoder(recipe.dense, seed=0)
+    # So low that something is found in the maps of random weights.
+    low = ["evaluate.min_size=1", "evaluate.decode.core=0.01", "evaluate.decode.foreground=0.4"]
+    recipe = recipe.model_copy(update={"evaluate": change_evaluation(recipe.evaluate, low)})
     card = AdapterCard(
         base="custom", base_sha256=base.sha256, input_size=64, normalise="unit", recipe=recipe.model_dump(mode="json")
     )
@@ -244,6 +247,7 @@ def test_an_adapter_end_to_end(
     predictor = load_model(tmp_path / "adapter", weights=tiny_sam_folder)
     settings = change_evaluation(predictor.settings, ["evaluate.decode.views=2"])
     expected = predictor.nuclei(read_image(image), settings)
+    assert len(expected.scores) > 0
     np.testing.assert_array_equal(read_labels(tmp_path / "out" / f"{image.stem}.labels.tif"), expected.labels)
     table = (tmp_path / "out" / f"{image.stem}.csv").read_text().splitlines()
     assert len(table) == len(expected.scores) + 1

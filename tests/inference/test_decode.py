@@ -14,7 +14,7 @@ from nuclora.data import open_tiles
 from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.data.targets import dense_targets
 from nuclora.errors import NucloraError
-from nuclora.inference.decode import _hills, _join, decode, upsample
+from nuclora.inference.decode import _hills, _join, _whole, decode, upsample
 from nuclora.metrics import aji, classify_errors
 from nuclora.recipe import DecodeSettings
 
@@ -254,3 +254,26 @@ def test_few_nuclei_of_a_dense_tile_are_merged() -> None:
     maps = dense_targets(truth)
     found = decode(maps, truth.shape, SETTINGS, 10)
     assert classify_errors(truth, found).counts["merged"] <= 0.02 * truth.max()
+
+
+def test_a_peak_needs_the_votes_of_the_smallest_nucleus():
+    y, x = np.mgrid[:16, :16] * 2 + 0.5
+    for sure, count in ((0.6, 0), (0.95, 1)):
+        maps = np.stack([np.full((16, 16), sure), 0 * y, np.ones_like(y), 15.5 - y, 15.5 - x]).astype(np.float32)
+        assert decode(maps, (32, 32), DecodeSettings(), min_size=800).max() == count
+
+
+def test_the_valley_is_measured_at_the_lower_peak_and_high_passes_go_first():
+    hills, votes = np.array([[1, 1, 2, 2]], np.int32), np.array([[10, 4, 4, 5]], np.float32)
+    assert len(np.unique(_join(hills, votes, 0.75))) == 1
+    assert len(np.unique(_join(hills, votes, 0.85))) == 2
+    hills = np.array([[1, 1, 2, 2, 2, 3, 3]], np.int32)
+    votes = np.array([[10, 4.9, 4.9, 5, 4.5, 4.5, 6]], np.float32)
+    assert _join(hills, votes, 0.8).tolist() == [[1, 1, 1, 1, 1, 3, 3]]
+
+
+def test_a_hole_counts_for_the_size_of_its_nucleus() -> None:
+    ring = np.pad(np.ones((3, 5), np.int32), 2)
+    ring[3, 3:6] = 0
+    assert np.count_nonzero(_whole(ring, min_size=15)) == 15
+    assert np.count_nonzero(_whole(ring, min_size=16)) == 0

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 
 from nuclora.data.tiles import Sample, Tile, TileSet
 from nuclora.evaluation import Evaluation
-from nuclora.inference.evaluate import automatic_subset, evaluate_tiles, score_tile
-from nuclora.inference.predictor import Predictor
+from nuclora.inference.evaluate import automatic_subset, evaluate_tiles, nucleus_outcomes, score_tile
+from nuclora.inference.predictor import Nuclei, Predictor
 from nuclora.inference.protocols import PROTOCOLS
 from nuclora.metrics import METRICS, score
-from nuclora.recipe import EvaluateSettings, GridSettings
+from nuclora.recipe import DenseSettings, EvaluateSettings, GridSettings
 
 SETTINGS = EvaluateSettings(grid=GridSettings(points_per_side=4))
 MakeFake = Callable[..., Predictor]
@@ -138,3 +139,30 @@ def test_the_subset_depends_neither_on_order_nor_on_other_folds() -> None:
     second = [tile for tile in reversed(tiles) if fold_of[tile.name] == 2]
     assert automatic_subset(second, fold_of, 5) == {name for name in both if fold_of[name] == 2}
     assert len(both) == 10
+
+
+def test_tiles_are_predicted_at_their_own_scale(labelled_tiles, tmp_path):
+    asked = []
+
+    class Dense:
+        dense = DenseSettings()
+
+        def nuclei(self, image, settings, *, mpp=None):
+            asked.append(mpp)
+            return Nuclei(np.zeros(image.shape[:2], np.int32), np.zeros(0, np.float32))
+
+    tiles = [replace(tile, microns_per_pixel=size) for tile, size in zip(labelled_tiles, (0.5, None), strict=False)]
+    fold_of = {tile.name: 1 for tile in tiles}
+    evaluate_tiles(Dense(), tiles, fold_of, ["automatic"], EvaluateSettings(), {"automatic": Evaluation(tmp_path)})
+    assert asked == [0.5, None]
+
+
+def test_scores_stay_with_their_nuclei_where_some_are_in_vague_areas():
+    labels = np.zeros((30, 30), np.int32)
+    labels[2:8, 2:8], labels[20:28, 20:28] = 1, 2
+    ignore = np.zeros((30, 30), bool)
+    ignore[:15] = True
+    sample = Sample(np.zeros((30, 30, 3), np.uint8), labels, ignore)
+    assert nucleus_outcomes(sample, Nuclei(labels, np.array([0.25, 0.75], np.float32))) == [
+        {"label": 2, "area": 64, "score": 0.75, "iou": 1.0}
+    ]

@@ -9,14 +9,16 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from nuclora.data.synthetic import ORGANS, synthesize_tile
+from nuclora.data.targets import dense_targets
 from nuclora.errors import NucloraError
 from nuclora.inference.loading import load_model
-from nuclora.inference.predictor import Predictor
+from nuclora.inference.predictor import Maps, Predictor
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.models.preprocess import prepare
 from nuclora.models.sam import MaskPrediction
-from nuclora.recipe import AdapterSettings, DenseSettings
+from nuclora.recipe import AdapterSettings, DenseSettings, EvaluateSettings
 
 BOXES = np.array([[3, 4, 20, 30], [40, 10, 55, 22], [0, 0, 79, 47], [70, 40, 78, 46], [9, 9, 9, 9]], np.float32)
 
@@ -177,3 +179,31 @@ def test_what_is_no_image_is_refused_by_its_own_shape(
     for use in (predictor.nuclei, predictor.encode):
         with pytest.raises(NucloraError, match=rf"{told}, not an image: uint8 \(height, width, 3\); read it with"):
             use(image)
+
+
+def test_views_are_averaged_and_their_disagreement_is_measured(tiny_sam_folder):
+    def network(pixels, own):
+        raw = torch.zeros(len(own), 5, own.shape[2] // 2, own.shape[3] // 2)
+        raw[:, 3] = 0.5  # eight pixels down, however the window is turned
+        return raw
+
+    sam = load_base("custom", tiny_sam_folder).model
+    predictor = Predictor(sam, input_size=64, normalise="unit", dense=DenseSettings(window=64), network=network)
+    image = np.zeros((64, 64, 3), np.uint8)
+    for views, down, apart in ((1, 8, 0), (2, 0, 8), (8, 0, 8)):
+        maps = predictor.maps(image, views)
+        np.testing.assert_allclose(maps.values[3], down, atol=1e-5)
+        np.testing.assert_allclose(maps.values[4], 0, atol=1e-5)
+        np.testing.assert_allclose(maps.disagreement, apart, atol=1e-5)
+
+
+def test_scores_are_calibrated(tiny_sam_folder):
+    truth = synthesize_tile(64, 1, ORGANS[0]).labels
+    maps = dense_targets(truth)
+    sam = load_base("custom", tiny_sam_folder).model
+    found = Predictor(
+        sam, input_size=64, normalise="unit", dense=DenseSettings(window=64), calibration=[(0.0, 0.1), (1.0, 0.2)]
+    ).decode_maps(Maps(maps, np.zeros_like(maps[0])), truth.shape, EvaluateSettings())
+    assert len(found.scores) == 2
+    assert found.scores.min() >= 0.1
+    assert found.scores.max() <= 0.2

@@ -4,7 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
+from skimage.segmentation import expand_labels
 
+from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.data.targets import dense_targets
 from nuclora.inference.scores import agreement, calibrate, expected_ious, find_nuclei, true_ious
 from nuclora.metrics import OverlapTable
@@ -102,3 +104,33 @@ def test_calibrated_scores_are_the_mean_iou_at_that_score():
 def test_without_calibration_scores_stay():
     scores = np.array([0.2, 0.9], np.float32)
     assert expected_ious(scores, []) is scores
+
+
+def test_agreement_is_the_formula_written_out():
+    labels = np.zeros((16, 16), np.int32)
+    labels[4:12, 4:12] = 1
+    foreground = np.full((8, 8), 0.5, np.float32)
+    # 64 pixels of a half; around them a ring three pixels wide, of a half too, which counts half.
+    ring = int((expand_labels(labels, 3) > 0).sum()) - 64
+    expected = 64 * 0.5 / (64 + 0.5 * ring)
+    assert agreement(labels, foreground, np.zeros((8, 8), np.float32)) == pytest.approx([expected], rel=1e-5)
+    assert agreement(labels, foreground, np.full((8, 8), 4, np.float32)) == pytest.approx(
+        [expected * np.exp(-0.5)], rel=1e-5
+    )
+
+
+def test_what_is_just_as_sure_as_asked_stays():
+    truth = synthesize_tile(96, 0, ORGANS[0]).labels
+    maps = dense_targets(truth)
+    doubt = 3 * np.random.default_rng(0).random(maps[0].shape, dtype=np.float32)
+    _, scores = find_nuclei(maps, doubt, truth.shape, DecodeSettings(agreement=0), 10)
+    limit = float(np.sort(scores)[len(scores) // 2])
+    _, kept = find_nuclei(maps, doubt, truth.shape, DecodeSettings(agreement=limit), 10)
+    np.testing.assert_array_equal(kept, scores[scores >= np.float32(limit)])
+
+
+def test_bins_count_by_their_nuclei():
+    # Equal scores share a bin, and where the IoU would fall with the score bins are joined.
+    scores = np.repeat([0.1, 0.2, 0.9], [30, 10, 40])
+    ious = np.repeat([0.8, 0.4, 0.95], [30, 10, 40])
+    assert calibrate(scores, ious) == [(0.1, pytest.approx(0.7)), (0.2, pytest.approx(0.7)), (0.9, pytest.approx(0.95))]

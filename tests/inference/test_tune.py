@@ -90,3 +90,47 @@ def test_one_tile_tells_nothing_and_two_that_agree_do():
     assert not trial(0.9).clearly_better_than(trial(0.1))
     assert trial(0.6, 0.7).clearly_better_than(trial(0.5, 0.6))
     assert not trial(0.9, 0.5).clearly_better_than(trial(0.5, 0.7))
+
+
+def test_what_one_tile_alone_gains_by_changes_nothing(monkeypatch):
+    def tried(predictions, keys, processes):
+        found = []
+        for settings, min_size in keys:
+            by_tile = (0.9, 0.4) if settings.smooth == 3.0 else (0.5, 0.6)
+            found.append(Trial(settings, min_size, 0, np.mean(by_tile), np.mean(by_tile), by_tile))
+        return found
+
+    monkeypatch.setattr(tune, "_try", tried)
+    start = DecodeSettings(smooth=3.5)
+    settings, _, trials = tune_decode([None, None], start, 10)
+    assert max(trial.objective for trial in trials) == pytest.approx(0.65)
+    assert settings == start
+
+
+def test_vague_areas_do_not_count_in_tuning():
+    truth = synthesize_tile(96, 0, ORGANS[0]).labels
+    maps = dense_targets(truth)
+    known = truth.copy()
+    known[:, 48:] = 0
+    ignore = np.zeros(truth.shape, bool)
+    ignore[:, 48:] = True
+    both = [(Maps(maps, np.zeros_like(maps[0])), known, vague) for vague in (ignore, np.zeros_like(ignore))]
+    with_ignore, without = (tune._try([one], [(DecodeSettings(), 10)], 1)[0] for one in both)
+    assert with_ignore.pq > 0.8 > without.pq
+
+
+def test_a_second_round_finds_what_the_first_made_worth_while(monkeypatch):
+    first, *_, last = tune._GRIDS
+
+    def tried(predictions, keys, processes):
+        found = []
+        for settings, min_size in keys:
+            grown = min_size == 50
+            value = 0.5 + 0.1 * grown + 0.1 * (grown and settings.agreement == 0.6)
+            found.append(Trial(settings, min_size, 0, value, value, (value, value)))
+        return found
+
+    monkeypatch.setattr(tune, "_try", tried)
+    assert (first, last) == ("agreement", "min_size")
+    settings, min_size, _ = tune_decode([None, None], DecodeSettings(), 10)
+    assert (settings.agreement, min_size) == (0.6, 50)

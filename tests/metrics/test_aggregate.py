@@ -151,3 +151,9 @@ def test_a_paired_difference_needs_the_same_tiles() -> None:
     rows = make_rows()
     with pytest.raises(NucloraError, match="2 tiles are in one of the two only, first 1_000"):
         paired_difference(rows[1:], rows[:-1], "pq")
+
+
+def test_a_difference_that_is_the_folds_alone_is_sure():
+    rows_b = make_rows()
+    rows_a = [{**row, "pq": float(str(row["pq"])) + 0.1 * int(str(row["fold"]))} for row in rows_b]
+    assert paired_difference(rows_a, rows_b, "pq") == pytest.approx((0.2, 0.2, 0.2))

@@ -194,3 +194,11 @@ def test_seed_alone_decides() -> None:
     torch.manual_seed(99)
     assert torch.equal(first_weights(1), one)
     assert not torch.equal(first_weights(2), one)
+
+
+def test_scaling_and_dropout_are_those_of_the_settings(tiny_sam_folder):
+    settings = AdapterSettings(rank=2, alpha=12, dropout=0.25, targets=("qkv",))
+    model = adapt(load_base("custom", tiny_sam_folder).model, settings, seed=0)
+    layer = model.get_base_model().vision_encoder.layers[0].attn.qkv
+    assert layer.scaling["default"] == 6
+    assert layer.lora_dropout["default"].p == 0.25

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from nuclora.errors import NucloraError
 from nuclora.models.checkpoints import build_base, load_base
 from nuclora.models.sam import NucleiSam
-from nuclora.models.tiny_vit import TinyViT, TinyViTConfig, WindowAttention, biased_attention
+from nuclora.models.tiny_vit import FrozenNormConv, TinyViT, TinyViTConfig, WindowAttention, biased_attention
 
 
 def _model(name: str, folder: Path) -> NucleiSam:
@@ -114,6 +114,16 @@ def test_batch_norms_never_learn() -> None:
     training = encoder(pixels)
     assert all(torch.equal(buffer, before[name]) for name, buffer in encoder.named_buffers())
     torch.testing.assert_close(training, encoder.eval()(pixels))
+
+
+def test_a_frozen_norm_is_pytorchs_in_evaluation() -> None:
+    module = FrozenNormConv(3, 5, kernel=3, stride=2).train()
+    with torch.no_grad():
+        for values in (module.norm.weight, module.norm.bias, module.norm.running_mean, module.norm.running_var):
+            values.uniform_(0.5, 2)
+    pixels = torch.randn(2, 3, 9, 9)
+    found = module(pixels)
+    torch.testing.assert_close(found, module.norm.eval()(module.conv(pixels)))
 
 
 @pytest.mark.parametrize("bias_trains", [False, True])

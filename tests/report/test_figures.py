@@ -275,3 +275,16 @@ def test_of_a_large_tile_the_part_with_most_errors_is_shown() -> None:
     # All that were missed, each with its casing; of those found only the ones beside them.
     assert [len(drawn.get_paths()) for drawn in predicted.collections] == [7, 7, 2, 2]
     assert overlays.part_with_most(labels[:512, :512] > 0) == (slice(None), slice(None))
+
+
+def test_bars_of_groups_and_diameters_of_nuclei():
+    groups = {
+        "a": {"tiles": 2, "dice": 0.9, "aji": 0.5, "pq": 0.4},
+        "b": {"tiles": 1, "dice": 0.8, "aji": 0.6, "pq": 0.3},
+    }
+    (axes,) = breakdowns.by_group(groups, {"b": groups["a"]}).axes
+    assert [bar.get_width() for bar in axes.patches] == [0.5, 0.6]
+    areas = np.full(100, np.pi * 25.0)
+    upper, _ = breakdowns.recall_against_size(areas, np.arange(100) < 30).axes
+    (x,), (y,) = upper.containers[0].lines[0].get_data()
+    assert (x, y) == pytest.approx((10, 0.3))

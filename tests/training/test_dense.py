@@ -14,7 +14,9 @@ from nuclora.data.targets import dense_targets
 from nuclora.errors import NucloraError
 from nuclora.inference.loading import load_model
 from nuclora.models.adapter import DENSE_WEIGHTS, load_adapter
+from nuclora.models.checkpoints import load_base
 from nuclora.models.dense_decoder import OFFSET_UNIT, activate
+from nuclora.models.lora import adapt
 from nuclora.recipe import DenseSettings, Recipe
 from nuclora.report.html import write_report
 from nuclora.report.summary import write_summary
@@ -23,6 +25,7 @@ from nuclora.training.crossval import cross_validate
 from nuclora.training.dense_loss import dense_loss
 from nuclora.training.interrupt import Stopped
 from nuclora.training.monitor import Monitor
+from nuclora.training.optimizer import make_optimizer
 from nuclora.training.plan import learning_rate_factor
 
 
@@ -33,7 +36,9 @@ def recipe(tiny_recipe: Recipe) -> Recipe:
     fields["adapter"] |= {"dropout": 0.0, "train_parts": ("mask_decoder", "neck")}
     fields["dense"] = {"window": 64, "channels": 8, "fine_channels": 8}
     fields["train"] |= {"validate_on": "inner", "schedule": "cosine", "warmup_steps": 1, "ema": 0.9, "clip_norm": 1.0}
-    fields["evaluate"] = {"protocols": ("automatic", "oracle-box"), "decode": {"views": 2}}
+    # So low that something is found in the maps of next to random weights.
+    decode = {"views": 2, "core": 0.01, "foreground": 0.4}
+    fields["evaluate"] = {"protocols": ("automatic", "oracle-box"), "decode": decode, "min_size": 1}
     return Recipe.model_validate(fields)
 
 
@@ -48,6 +53,7 @@ def run(recipe, tiny_data, tiny_sam_folder, tmp_path_factory):
 def test_fold_is_trained_and_evaluated_without_prompts(run):
     rows = run.fine_tuned(1, "automatic").rows
     assert {row["tile"] for row in rows} == set(run.folds.test(1))
+    assert sum(row["nuclei_predicted"] for row in rows) > 0
     kinds = [record["kind"] for record in run.training_records(1)]
     assert kinds.count("validation") == 2
     assert {r["protocol"] for r in run.training_records(1) if r["kind"] == "validation"} == {"automatic"}
@@ -166,3 +172,52 @@ def test_dense_and_crop_go_together():
 
 def test_card_is_json(run):
     assert json.loads((run.adapter_folder(1) / "nuclora.json").read_text())["recipe"]["dense"]["window"] == 64
+
+
+def test_dense_loss_is_the_formula_written_out():
+    rng = np.random.default_rng(0)
+    raw = rng.normal(0, 2, (2, 5, 6, 7))
+    maps = rng.random((2, 5, 6, 7))
+    maps[:, 1] = maps[:, 1] > 0.7
+    maps[:, 3:] = 40 * (maps[:, 3:] - 0.5)
+    weights = 3 * rng.random((2, 6, 7)) * (rng.random((2, 6, 7)) < 0.8)
+    sure = 1 / (1 + np.exp(-raw))
+
+    def mean(values, by):
+        return (values * by).sum() / by.sum()
+
+    def entropy(plane, positives):
+        p, t = sure[:, plane], maps[:, plane]
+        return mean(-(positives * t * np.log(p) + (1 - t) * np.log(1 - p)), weights)
+
+    def dice(plane):
+        p, t = sure[:, plane] * (weights > 0), maps[:, plane] * (weights > 0)
+        return 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+
+    off = np.abs(raw[:, 3:] - maps[:, 3:] / 16)
+    smooth = np.where(off < 0.2, off**2 / 0.4, off - 0.1).sum(1)
+    settings = DenseSettings(foreground=1.1, contact=0.7, distance=0.6, offset=1.3)
+    expected = (
+        1.1 * (entropy(0, 1) + dice(0))
+        + 0.7 * (entropy(1, 2) + 0.5 * dice(1))
+        + 0.6 * mean(np.abs(raw[:, 2] - maps[:, 2]), weights)
+        + 1.3 * mean(smooth, weights * maps[:, 0])
+    )
+    found = dense_loss(*(torch.from_numpy(part) for part in (raw, maps, weights)), settings)
+    assert float(found) == pytest.approx(expected, rel=1e-5)
+
+
+def test_the_dense_decoder_has_rates_of_its_own(tiny_recipe, tiny_sam_folder):
+    fields = tiny_recipe.model_dump()
+    fields["augment"] |= {"crop": 32}
+    fields["dense"] = {"window": 64, "channels": 8, "fine_channels": 8, "learning_rate": 3e-3, "weight_decay": 0.2}
+    fields["train"] |= {"learning_rate": 1e-4, "weight_decay": 0.1}
+    changed = Recipe.model_validate(fields)
+    model = adapt(load_base("custom", tiny_sam_folder).model, changed.adapter, seed=0)
+    model.get_base_model().add_dense_decoder(changed.dense, seed=0)
+    adapted, dense = make_optimizer(model, changed).param_groups
+    assert (adapted["lr"], adapted["weight_decay"]) == (1e-4, 0.1)
+    assert (dense["lr"], dense["weight_decay"]) == (3e-3, 0.2)
+    own = {id(p) for p in model.get_base_model().dense_decoder.parameters()}
+    assert {id(p) for p in dense["params"]} == own
+    assert {id(p) for p in adapted["params"]} == {id(p) for p in model.parameters() if p.requires_grad} - own

@@ -6,9 +6,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from nuclora.data.folds import FoldRow, FoldTable
 from nuclora.errors import NucloraError
 from nuclora.recipe import load_recipe
-from nuclora.training.plan import Plan, make_plan
+from nuclora.training.plan import Plan, make_plan, split_tiles
 
 
 @pytest.mark.parametrize(
@@ -78,3 +79,19 @@ def test_balance_of_equal_groups_shows_every_tile_once():
     plan = make_plan(recipe, 1, ["a", "b"] * 20, 1)
     for epoch in range(20):
         assert sorted(index for batch in plan.batches(epoch, 0, 0) for index in batch) == list(range(40))
+
+
+@pytest.mark.parametrize("validate_on", ["inner", "test"])
+def test_no_tile_is_fitted_that_is_validated_or_tested_on(tiny_recipe, validate_on):
+    changed = tiny_recipe.model_copy(
+        update={"train": tiny_recipe.train.model_copy(update={"validate_on": validate_on})}
+    )
+    table = FoldTable(tuple(FoldRow(f"t{n}", f"g{n % 3}", 1 + n % 4) for n in range(60)))
+    for fold in table.folds:
+        fit, validation = split_tiles(changed, table, fold)
+        assert validation
+        assert not set(fit) & {*validation, *table.test(fold)}
+        assert set(fit) | set(validation) == set(
+            table.train(fold) if validate_on == "inner" else [r.tile for r in table.rows]
+        )
+        assert (validation == table.test(fold)) == (validate_on == "test")

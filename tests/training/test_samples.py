@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from nuclora.data import open_tiles
+from nuclora.data.targets import dense_targets, pixel_weights, pool_any
 from nuclora.data.tiles import Sample
-from nuclora.recipe import LossSettings, PromptSettings
+from nuclora.models.preprocess import prepare
+from nuclora.recipe import LossSettings, PromptSettings, Recipe
 from nuclora.training.samples import TrainingSamples, jitter_boxes, make_sample, nucleus_weights
 from nuclora.training.trainer import scale_of
 
@@ -121,3 +123,33 @@ def test_what_an_epoch_shows_again_is_the_same_tile_augmented_anew(tiny_data, ti
     assert torch.equal(again.pixel_values, samples[1 + len(tiles)].pixel_values)
     assert (first.pixel_values.mean() - again.pixel_values.mean()).abs() < 0.05
     assert set(again.ids.tolist()) <= set(np.unique(tiles[1].read().labels).tolist())
+
+
+def test_the_dense_truth_is_that_of_what_is_known(tiny_recipe):
+    fields = tiny_recipe.model_dump()
+    fields["augment"] |= {"crop": 64}
+    fields["dense"] = {"window": 64, "channels": 8, "fine_channels": 8, "contact_weight": 2.0, "small_weight": 1.0}
+    sample = _sample()
+    sample.labels[52:60, 52:60] = 11
+    made = _make(Recipe.model_validate(fields), sample, size=32)
+    known = np.where(sample.ignore, 0, sample.labels)
+    assert np.array_equal(made.dense.maps, dense_targets(known))
+    assert np.array_equal(made.dense.weights, pixel_weights(known, 2.0, 1.0) * ~pool_any(sample.ignore))
+    assert made.dense.weights.max() > 1
+    assert not made.dense.weights[25:, 25:].any()
+    assert torch.equal(made.pixel_values, prepare(sample.image, 32, "unit", antialias=True))
+    assert torch.equal(made.dense.pixel_values, prepare(sample.image, 64, "unit"))
+
+
+def test_weights_of_the_recipe_reach_the_sample(tiny_recipe):
+    recipe = tiny_recipe.model_copy(update={"loss": LossSettings(touching_weight=2)})
+    assert _make(recipe, _sample()).weights.tolist() == pytest.approx([3 / 7, 3 / 7, 1 / 7])
+
+
+def test_another_epoch_is_another_augmentation(tiny_data, tiny_recipe):
+    recipe = tiny_recipe.model_copy(update={"augment": tiny_recipe.augment.model_copy(update={"rotation": 0.3})})
+    first, same, second = (
+        TrainingSamples(open_tiles(tiny_data), recipe, size=64, normalise="unit", epoch=epoch)[1] for epoch in (0, 0, 1)
+    )
+    assert torch.equal(first.pixel_values, same.pixel_values)
+    assert not torch.equal(first.pixel_values, second.pixel_values)

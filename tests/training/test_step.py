@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from nuclora.data import open_tiles
+from nuclora.data.tiles import Sample
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.recipe import LossSettings
-from nuclora.training.losses import mask_bce
+from nuclora.training import validation
+from nuclora.training.losses import mask_bce, mask_dice, mask_iou
 from nuclora.training.samples import TrainingSamples
 from nuclora.training.step import TileLoss, passes
 
@@ -127,3 +129,38 @@ def test_a_batch_without_nuclei_has_a_loss_of_zero_and_a_graph(model, samples):
     ]
     value, _ = _gradients(TileLoss(model, LossSettings(), 64), empty)
     assert value == 0
+
+
+def test_terms_and_weights_of_the_prompted_loss(model, samples):
+    settings, sam = LossSettings(bce=0.5, dice=1.5, iou=2.0), model.get_base_model()
+    samples = [replace(s, weights=torch.arange(1.0, len(s.ids) + 1) / sum(range(len(s.ids) + 1))) for s in samples]
+    expected = []
+    with torch.no_grad():
+        for sample in samples:
+            embedding, total = sam.encode(sample.pixel_values[None]), 0.0
+            for n in range(len(sample.ids)):
+                if sample.is_box[n]:
+                    found = sam.decode(embedding, boxes=sample.boxes[n : n + 1])
+                else:
+                    label = torch.ones(1, 1, dtype=torch.int64)
+                    found = sam.decode(embedding, points=sample.points[n].reshape(1, 1, 2), point_labels=label)
+                logits = torch.nn.functional.interpolate(found.logits, (64, 64), mode="bilinear", align_corners=False)[
+                    0
+                ]
+                masks = logits, (sample.labels == sample.ids[n])[None], sample.valid
+                wrong = (found.iou[0, 0] - mask_iou(*masks)) ** 2
+                total += sample.weights[n] * (0.5 * mask_bce(*masks) + 1.5 * mask_dice(*masks) + 2 * wrong).item()
+            expected.append(float(total))
+    assert TileLoss(model, settings, 64)(samples).item() == pytest.approx(np.mean(expected), rel=1e-4)
+
+
+def test_vague_areas_do_not_count_in_validation(tiny_recipe, monkeypatch):
+    labels = np.zeros((32, 32), np.int32)
+    labels[2:10, 2:10], labels[20:30, 20:30] = 1, 2
+
+    class Tile:
+        def read(self):
+            return Sample(np.zeros((32, 32, 3), np.uint8), labels, labels == 2)
+
+    monkeypatch.setattr(validation, "segment", lambda *_: np.where(labels == 1, 1, 0).astype(np.int32))
+    assert validation.score_validation(None, [Tile()], tiny_recipe)["aji"] == 1

@@ -13,11 +13,23 @@ from typer.testing import CliRunner
 from nuclora.cli.main import app
 from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split, make_folds
+from nuclora.data.targets import dense_targets
+from nuclora.data.tiles import Sample, Tile
 from nuclora.errors import NucloraError
 from nuclora.inference.loading import load_model
-from nuclora.inference.predictor import Predictor
+from nuclora.inference.predictor import Maps, Predictor
+from nuclora.inference.scores import calibrate, find_nuclei, true_ious
 from nuclora.inference.standalone import find_source
-from nuclora.models.adapter import read_card, read_recipe, save_half, shipped_adapter, tuned_settings
+from nuclora.metrics import OverlapTable
+from nuclora.models.adapter import (
+    DENSE_WEIGHTS,
+    read_card,
+    read_recipe,
+    read_tensors,
+    save_half,
+    shipped_adapter,
+    tuned_settings,
+)
 from nuclora.recipe import Recipe
 from nuclora.run import Run
 from nuclora.training.crossval import cross_validate
@@ -30,7 +42,9 @@ def recipe(tiny_recipe: Recipe) -> Recipe:
     fields["augment"] |= {"crop": 32}
     fields["dense"] = {"window": 64, "channels": 8, "fine_channels": 8}
     fields["train"] |= {"validate_on": "inner", "epochs": 6, "learning_rate": 5e-3}
-    fields["evaluate"] = {"protocols": ("automatic",), "decode": {"views": 2}, "tune": True}
+    # So low that something is found in the maps of next to random weights.
+    decode = {"views": 2, "core": 0.0, "foreground": 0.4}
+    fields["evaluate"] = {"protocols": ("automatic",), "decode": decode, "min_size": 1, "tune": True}
     return Recipe.model_validate(fields)
 
 
@@ -85,6 +99,7 @@ def test_card_holds_what_was_tuned_and_predictions_go_by_it(run, recipe, tiny_sa
 
 def test_scores_of_test_nuclei_are_kept_beside_the_labels(run, tiny_data):
     evaluation = run.fine_tuned(1, "automatic")
+    assert sum(row["nuclei_predicted"] for row in evaluation.rows) > 0
     for row in evaluation.rows:
         nuclei = evaluation.nuclei(row["tile"])
         assert len(nuclei) == row["nuclei_predicted"]
@@ -207,3 +222,46 @@ def test_package_without_an_adapter_says_so(monkeypatch):
     monkeypatch.setattr("nuclora.models.adapter.SHIPPED", "none-such")
     with pytest.raises(NucloraError, match="has no adapter"):
         shipped_adapter()
+
+
+def test_calibration_is_learnt_on_the_nuclei_that_count(run, tiny_data, tiny_sam_folder, tmp_path, monkeypatch):
+    copy, read = Run(shutil.copytree(run.folder, tmp_path / "run")), Tile.read
+
+    def half_vague(tile):
+        sample = read(tile)
+        ignore = np.zeros(sample.labels.shape, bool)
+        ignore[:32] = True
+        return Sample(sample.image, sample.labels, ignore)
+
+    monkeypatch.setattr(Tile, "read", half_vague)
+    tiles, views = open_tiles(tiny_data), []
+    samples = {tile.read().image.tobytes(): tile.read() for tile in tiles}
+
+    def maps_of(sample):
+        maps = dense_targets(sample.labels)
+        maps[0] *= 0.8
+        doubt = 4 * np.random.default_rng(0).random(maps[0].shape, dtype=np.float32)
+        return Maps(maps, doubt)
+
+    class Exact:
+        def maps(self, image, count):
+            views.append(count)
+            return maps_of(samples[image.tobytes()])
+
+    tune_fold(copy, 1, tiles, Exact())
+    card = read_card(copy.adapter_folder(1))
+    scores, ious = [], []
+    for name in inner_split(copy.folds, 1, seed=copy.recipe.seed)[1]:
+        sample = tiles[name].read()
+        labels, found = find_nuclei(*maps_of(sample), sample.labels.shape, copy.recipe.evaluate.decode, 10)
+        table = OverlapTable.from_labels(sample.labels, labels, sample.ignore)
+        assert 0 < len(table.pred_ids) < labels.max()
+        scores += [found[label - 1] for label in table.pred_ids]
+        ious += true_ious(table).tolist()
+    assert card.calibration == calibrate(np.array(scores), np.array(ious))
+    assert set(views) == {2}
+    predictor = load_model(copy.adapter_folder(1), weights=tiny_sam_folder)
+    assert predictor.calibration == card.calibration
+    saved = read_tensors(copy.adapter_folder(1) / DENSE_WEIGHTS)
+    loaded = predictor.model.dense_decoder.state_dict()
+    assert all((saved[name] == loaded[name]).all() for name in saved)
