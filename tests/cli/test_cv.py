@@ -78,6 +78,7 @@ def test_cv_prints_a_table_and_writes_the_summary(finished, tiny_data):
     assert {(entry["stage"], entry["protocol"]) for entry in summary["results"]} == {
         (stage, protocol) for stage in ("zero-shot", "fine-tuned") for protocol in ("oracle-box", "automatic")
     }
+    assert any(row["nuclei_predicted"] for row in nuclora.Run(out).fine_tuned(1, "automatic").rows)
     for entry in summary["results"]:
         assert (entry["tiles"], entry["base"], entry["recipe"], entry["seed"]) == (10, "custom", "tiny", 7)
         assert f"{entry['mean']['pq']:.3f}" in result.stdout
