@@ -45,7 +45,8 @@ def peak_gb(form: str, width: int, heads: int) -> float:
 
 def same(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> bool:
     """Both outputs and both gradients."""
-    return all(torch.allclose(here, there, rtol=1e-3, atol=1e-6) for here, there in zip(one, other, strict=True))
+    # By norms: the gradient of a mean is far smaller than any tolerance for single values.
+    return all(float((here - there).norm() / there.norm()) < 1e-3 for here, there in zip(one, other, strict=True))
 
 
 def main() -> None:

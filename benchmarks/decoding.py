@@ -29,8 +29,8 @@ def plain_decode(
 ) -> Labels:
     """`nuclora.inference.decode.decode` step by step with scikit-image, a nucleus at a time.
 
-    In the plainest form each nucleus is a mask of the whole image; `in_boxes` looks at its bounding box alone. the
-    maps is the product's own: it is one call of torch, and rounding must not part the two sides.
+    In the plainest form each nucleus is a mask of the whole image; `in_boxes` looks at its bounding box alone. The
+    enlargement of the maps is the product's own: it is one call of torch, and rounding must not part the two sides.
     """
     foreground, distance, offset_y, offset_x = upsample(maps[[0, 2, 3, 4]], shape)
     rows, columns = np.nonzero(foreground > settings.foreground)

@@ -6,12 +6,15 @@ python docs/results/collect.py RUN [EVALUATION ...] > docs/results/nuinsseg.json
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
 
+from common import told
 from nuclora.evaluation import Evaluation
 from nuclora.report.reliability import calibration
+from nuclora.run import Run
 
 KEYS = (
     "recipe",
@@ -41,6 +44,7 @@ def sessions_of(folder: Path) -> list[dict]:
 
 
 def from_run(folder: Path) -> list[dict]:
+    Run(folder)  # Refuses what is none.
     sessions = sessions_of(folder)
     summary = json.loads((folder / "summary.json").read_text())
     return [
@@ -100,11 +104,18 @@ def trust(evaluation: Evaluation) -> dict:
     return {"calibration": found} if found else {}
 
 
-if __name__ == "__main__":
-    run, *evaluations = map(Path, sys.argv[1:])
-    entries = from_run(run)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("evaluations", type=Path, nargs="*")
+    asked = parser.parse_args()
+    entries = from_run(asked.run)
     tuned = next((entry for entry in entries if entry["stage"] == "fine-tuned"), entries[0])
-    for evaluation in evaluations:
+    for evaluation in asked.evaluations:
         entries += from_evaluation(evaluation, tuned)
     json.dump(entries, sys.stdout, indent=1)
     print()
+
+
+if __name__ == "__main__":
+    told(main)

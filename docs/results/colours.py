@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from paired import comparison
-from screening import inner_tiles
 from skimage.color import hsv2rgb, rgb2gray, rgb2hsv
 
+from common import inner_tiles, told
 from nuclora.inference.evaluate import score_tile
 from nuclora.inference.loading import load_model
 from nuclora.machine import environment
@@ -99,4 +99,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

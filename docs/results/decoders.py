@@ -20,8 +20,7 @@ from scipy import ndimage
 from skimage.morphology import reconstruction
 from skimage.segmentation import watershed
 
-from nuclora.data import open_tiles
-from nuclora.data.folds import inner_split
+from common import inner_tiles, told
 from nuclora.inference.decode import _join, _whole, upsample
 from nuclora.inference.loading import load_model
 from nuclora.inference.scores import agreement, find_nuclei
@@ -183,12 +182,12 @@ def main() -> None:
     parser.add_argument("--weights", type=Path)
     parser.add_argument("--tiles", type=int)
     asked = parser.parse_args()
+    if asked.tiles is not None and asked.tiles < 2:
+        parser.error("settings are chosen on one half of the tiles and judged on the other: at least 2")
     run = Run(asked.run)
-    data = open_tiles(Path(run.info["data"]["root"]), run.info["data"]["format"])
-    names = inner_split(run.folds, asked.fold, seed=run.recipe.seed)[1][: asked.tiles]
     predictor = load_model(run.adapter_folder(asked.fold), weights=asked.weights, precision=run.recipe.train.precision)
     tiles = []
-    for tile in data.subset(names):
+    for tile in inner_tiles(run, asked.fold, asked.tiles):
         sample = tile.read()
         tiles.append((sample, predictor.maps(sample.image, run.recipe.evaluate.decode.views)))
     session = environment()
@@ -199,4 +198,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from common import told
 from nuclora.data import open_tiles
 from nuclora.data.tiles import Sample
 from nuclora.inference.evaluate import score_tile
@@ -87,4 +88,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -20,6 +20,7 @@ from PIL import Image as Picture
 from skimage import data
 from skimage.segmentation import find_boundaries
 
+from common import told
 from nuclora.inference.canvas import SlideOptions, open_canvas, parse_region
 from nuclora.inference.loading import load_model
 from nuclora.machine import environment
@@ -57,8 +58,8 @@ def main() -> None:
     images |= {f"{Path(slide).name} {place}": part_of(slide, place) for slide, place in asked.slide}
     counts: dict[str, dict[str, int]] = {}
     rows = []
-    for folder in (shipped_adapter(), *asked.adapters):
-        predictor = load_model(folder)
+    # All of them before hours of work.
+    for folder, predictor in [(folder, load_model(folder)) for folder in (shipped_adapter(), *asked.adapters)]:
         settings = predictor.settings.with_views(VIEWS)
         drawn = []
         for name, image in images.items():
@@ -77,4 +78,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

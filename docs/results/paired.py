@@ -14,6 +14,7 @@ from pathlib import Path
 
 from collect import sessions_of
 
+from common import told
 from nuclora.evaluation import Row
 from nuclora.machine import environment
 from nuclora.metrics.aggregate import Summary, paired_difference, summarise
@@ -68,4 +69,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

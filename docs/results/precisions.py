@@ -15,19 +15,34 @@ import argparse
 import json
 import time
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
+from common import told
 from nuclora.data import open_tiles
 from nuclora.data.folds import ALL_TILES, inner_split, make_folds
 from nuclora.inference.evaluate import score_tile
-from nuclora.inference.loading import load_model
+from nuclora.inference.loading import BACKENDS, Backend, load_model
 from nuclora.machine import environment
 from nuclora.metrics import score
 from nuclora.metrics.aggregate import paired_difference, summarise
 from nuclora.models.adapter import read_card, read_recipe, shipped_adapter
+from nuclora.models.precision import PRECISIONS, Precision
 from nuclora.training.plan import thin
 
 MEASURES = ("dice", "aji", "pq")
+
+
+class Side(NamedTuple):
+    backend: Backend
+    precision: Precision
+    views: int | None = None
+
+
+def side(text: str) -> Side:
+    backend, precision, *views = text.split(":")
+    if backend not in BACKENDS or precision not in PRECISIONS or views not in ([], ["1"], ["2"], ["4"], ["8"]):
+        raise ValueError(text)
+    return Side(cast(Backend, backend), cast(Precision, precision), *map(int, views))
 
 
 def main() -> None:
@@ -36,9 +51,10 @@ def main() -> None:
     parser.add_argument("-a", "--adapter", type=Path)
     parser.add_argument("--int8", type=Path, help="What `nuclora quantize` made of it.")
     parser.add_argument("--tiles", type=int)
-    parser.add_argument("--sides", nargs="+", default=["torch:no", "torch:bf16", "openvino:no"])
+    sides = [Side("torch", "no"), Side("torch", "bf16"), Side("openvino", "no")]
+    parser.add_argument("--sides", nargs="+", type=side, default=sides, metavar="BACKEND:PRECISION[:VIEWS]")
     asked = parser.parse_args()
-    if not asked.int8 and any(":int8" in side for side in asked.sides):
+    if not asked.int8 and any(found.precision == "int8" for found in asked.sides):
         parser.error("a side in int8 needs --int8 ADAPTER, what `nuclora quantize` made")
     adapter = asked.adapter or shipped_adapter()
     recipe = read_recipe(adapter, read_card(adapter))
@@ -47,13 +63,10 @@ def main() -> None:
     entries: list[dict[str, Any]] = []
     reference: list[dict[str, Any]] = []
     found_first: dict[str, Any] = {}
-    for side in asked.sides:
-        backend, precision, *views = side.split(":")
+    for backend, precision, views in asked.sides:
         source = asked.int8 if precision == "int8" else adapter
-        predictor = load_model(
-            source, device="cpu", backend=cast(Any, backend), precision=cast(Any, precision), prompts=False
-        )
-        settings = predictor.settings.with_views(int(views[0])) if views else predictor.settings
+        predictor = load_model(source, device="cpu", backend=backend, precision=precision, prompts=False)
+        settings = predictor.settings.with_views(views) if views else predictor.settings
         rows, same = [], []
         began = time.process_time()
         for tile in tiles.subset(names):
@@ -74,4 +87,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nuclora.data import open_tiles
-from nuclora.data.folds import inner_split
+from common import inner_tiles, told
 from nuclora.data.prompts import inner_points, label_boxes
 from nuclora.inference.loading import load_model
 from nuclora.inference.merge import masks_to_labels
@@ -30,13 +29,10 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=24)
     asked = parser.parse_args()
     run = Run(asked.run)
-    data = open_tiles(Path(run.info["data"]["root"]), run.info["data"]["format"])
-    names = inner_split(run.folds, asked.fold, seed=run.recipe.seed)[1]
-    names = [names[int(index)] for index in np.linspace(0, len(names) - 1, min(asked.tiles, len(names)))]
     predictor = load_model(run.adapter_folder(asked.fold), weights=asked.weights, precision=run.recipe.train.precision)
 
     rows: dict[str, list[list[float]]] = {"dense": [], "boxes": [], "points": [], "boxes from the truth": []}
-    for tile in data.subset(names):
+    for tile in inner_tiles(run, asked.fold, asked.tiles):
         sample = tile.read()
         found = predictor.nuclei(sample.image).labels
         encoded = predictor.encode(sample.image)
@@ -63,4 +59,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

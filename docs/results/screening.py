@@ -15,19 +15,12 @@ from pathlib import Path
 
 from paired import comparison
 
-from nuclora.data import open_tiles
-from nuclora.data.folds import inner_split
-from nuclora.data.tiles import TileSet
+from common import inner_tiles, told
 from nuclora.inference.evaluate import score_tile
 from nuclora.inference.loading import load_model
 from nuclora.machine import environment
 from nuclora.metrics.aggregate import summarise
 from nuclora.run import Run
-
-
-def inner_tiles(run: Run, fold: int) -> TileSet:
-    data = open_tiles(Path(run.info["data"]["root"]), run.info["data"]["format"])
-    return data.subset(inner_split(run.folds, fold, seed=run.recipe.seed)[1])
 
 
 def scored(run: Run, fold: int, weights: Path | None) -> list[dict]:
@@ -70,4 +63,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

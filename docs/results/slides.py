@@ -23,6 +23,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
+from common import told
 from nuclora.data import open_tiles
 from nuclora.data.synthetic import synthesize_tile
 from nuclora.inference.blocks import find_nuclei, plan_blocks
@@ -172,4 +173,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    told(main)

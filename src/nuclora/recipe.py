@@ -270,8 +270,13 @@ class EvaluateSettings(_Strict):
         return value
 
     def with_views(self, views: int) -> EvaluateSettings:
-        """The same settings, but for how many flips and quarter turns are averaged."""
-        return self.model_copy(update={"decode": self.decode.model_copy(update={"views": views})})
+        """The same settings, but for how many flips and quarter turns are averaged.
+
+        Raises:
+            ValueError: Not 1, 2, 4 or 8.
+        """
+        decode = DecodeSettings.model_validate(self.decode.model_dump() | {"views": views})
+        return self.model_copy(update={"decode": decode})
 
 
 class Recipe(_Strict):
