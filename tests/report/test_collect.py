@@ -63,5 +63,6 @@ def test_an_evaluation_beside_the_run(dense_run: Run, tmp_path: Path) -> None:
         ({"0": {"min_size": 10}}, {"min_size": 10}),
     ],
 )
-def test_settings_are_said_once(settings: dict, expected: dict) -> None:
+def test_settings_are_said_once(settings: dict, expected: dict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     assert runpy.run_path(str(SCRIPT))["said_once"](settings) == expected
