@@ -569,8 +569,12 @@ def test_folders_of_organs_tell_equal_names_apart(tmp_path: Path) -> None:
     ],
 )
 def test_files_of_other_groups_and_parts_are_no_pair(image: str, labels: str, tmp_path: Path) -> None:
+    for organ in ("liver", "kidney"):
+        png(tmp_path / organ / "images" / "2.png", TILE.image)
+        (tmp_path / organ / "labels").mkdir()
+        savemat(tmp_path / organ / "labels" / "2.mat", {"inst_map": TILE.labels})
     png(tmp_path / image, TILE.image)
-    (tmp_path / labels).parent.mkdir(parents=True)
+    (tmp_path / labels).parent.mkdir(parents=True, exist_ok=True)
     savemat(tmp_path / labels, {"inst_map": TILE.labels})
     told = sorted(fault.reason for fault in list_tiles(tmp_path, "matlab").faults)
     assert told == ["no MATLAB file for this image", "no image for this MATLAB file"]
@@ -580,6 +584,7 @@ def test_files_of_other_groups_and_parts_are_no_pair(image: str, labels: str, tm
     ("image", "labels", "group"),
     [
         ("raw/liver/1.png", "mat/1.mat", "raw"),
+        ("raw/images/1.png", "truth/labels/1.mat", "raw"),
         ("train2017/1.png", "training/1.mat", "all"),
         ("Fold 1/images/1.png", "Fold 1/labels/1.mat", "all"),
         ("images/1.png", "labels/liver/1.mat", "all"),

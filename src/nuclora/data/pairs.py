@@ -112,7 +112,8 @@ def pair(
     """Pair images and label files by their stems; of several of one stem those that share more folders belong together.
 
     Of those that share as many, those whose other folders have more equal names do. What lies in different parts of a
-    split (train, test), or in the image and label folders of different groups, never does.
+    split (train, test) never does, nor what lies in different folders of which each has, or its namesakes have, both
+    images and labels.
 
     Args:
         images: Image files.
@@ -129,8 +130,9 @@ def pair(
         by_key[composed(image_key(image))].append(image)
     found: defaultdict[Path, list[Path]] = defaultdict(list)
     faults = []
+    groups = _folders(images) & _folders(labels)
     for path in labels:
-        candidates = [image for image in by_key[composed(label_key(path))] if not _in_other_part(image, path)]
+        candidates = [image for image in by_key[composed(label_key(path))] if not _is_elsewhere(image, path, groups)]
         if not candidates:
             faults.append(NucloraError(f"no image for this {what}", path=path, mend="add the image, or remove this"))
             continue
@@ -149,15 +151,18 @@ def pair(
     return Pairs([(image, found[image][0]) for image in images if len(found[image]) == 1], faults)
 
 
-def _in_other_part(one: Path, other: Path) -> bool:
-    """Whether two files lie in different parts of a split, or in the image and label folders of different groups."""
-    parts, others = _own_folders(one, other)
-    splits = [list(filter(None, map(_SPLIT.fullmatch, folders))) for folders in (parts, others)]
+def _folders(paths: Iterable[Path]) -> set[str]:
+    """Names of the folders that files lie in, as they are compared."""
+    return {composed(part.lower()) for folder in {path.parent for path in paths} for part in folder.parts}
+
+
+def _is_elsewhere(one: Path, other: Path, groups: Collection[str]) -> bool:
+    """Whether two files lie in different parts of a split, or in different groups."""
+    own = _own_folders(one, other)
+    splits = [list(filter(None, map(_SPLIT.fullmatch, folders))) for folders in own]
     if all(splits) and not any(_is_same(mine, its) for mine, its in itertools.product(*splits)):
         return True
-    if not (parts and others and _plain(parts[-1]) in _CONTENTS and _plain(others[-1]) in _CONTENTS):
-        return False
-    homes, theirs = ({part for part in folders if _plain(part) not in _CONTENTS} for folders in (parts, others))
+    homes, theirs = ({folder for folder in folders if folder in groups} for folders in own)
     return bool(homes and theirs) and homes.isdisjoint(theirs)
 
 
