@@ -18,7 +18,7 @@ def told(main: Callable[[], None]) -> None:
     """Run a script; what is wrong with its arguments or files is told in a line."""
     try:
         main()
-    except NucloraError as error:
+    except (NucloraError, OSError) as error:
         sys.exit(f"{Path(sys.argv[0]).name}: {error}")
 
 

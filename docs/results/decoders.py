@@ -180,7 +180,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("fold", type=int)
     parser.add_argument("--weights", type=Path)
-    parser.add_argument("--tiles", type=int)
+    parser.add_argument("--tiles", type=int, help="so many inner tiles, evenly spread; by default all")
     asked = parser.parse_args()
     if asked.tiles is not None and asked.tiles < 2:
         parser.error("settings are chosen on one half of the tiles and judged on the other: at least 2")

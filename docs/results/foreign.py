@@ -24,7 +24,7 @@ from common import told
 from nuclora.inference.canvas import SlideOptions, open_canvas, parse_region
 from nuclora.inference.loading import load_model
 from nuclora.machine import environment
-from nuclora.models.adapter import shipped_adapter
+from nuclora.models.adapter import read_card, shipped_adapter
 
 VIEWS = 4
 MICRONS = 0.25
@@ -58,8 +58,10 @@ def main() -> None:
     images |= {f"{Path(slide).name} {place}": part_of(slide, place) for slide, place in asked.slide}
     counts: dict[str, dict[str, int]] = {}
     rows = []
-    # All of them before hours of work.
-    for folder, predictor in [(folder, load_model(folder)) for folder in (shipped_adapter(), *asked.adapters)]:
+    for folder in asked.adapters:
+        read_card(folder)  # A wrong one is told before the work begins.
+    for folder in (shipped_adapter(), *asked.adapters):
+        predictor = load_model(folder)
         settings = predictor.settings.with_views(VIEWS)
         drawn = []
         for name, image in images.items():

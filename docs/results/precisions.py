@@ -33,12 +33,14 @@ MEASURES = ("dice", "aji", "pq")
 
 
 class Side(NamedTuple):
+    """What computes, in what precision, and with how many views where not the adapter's own."""
+
     backend: Backend
     precision: Precision
     views: int | None = None
 
 
-def side(text: str) -> Side:
+def parse_side(text: str) -> Side:
     backend, precision, *views = text.split(":")
     if backend not in BACKENDS or precision not in PRECISIONS or views not in ([], ["1"], ["2"], ["4"], ["8"]):
         raise ValueError(text)
@@ -52,9 +54,9 @@ def main() -> None:
     parser.add_argument("--int8", type=Path, help="What `nuclora quantize` made of it.")
     parser.add_argument("--tiles", type=int)
     sides = [Side("torch", "no"), Side("torch", "bf16"), Side("openvino", "no")]
-    parser.add_argument("--sides", nargs="+", type=side, default=sides, metavar="BACKEND:PRECISION[:VIEWS]")
+    parser.add_argument("--sides", nargs="+", type=parse_side, default=sides, metavar="BACKEND:PRECISION[:VIEWS]")
     asked = parser.parse_args()
-    if not asked.int8 and any(found.precision == "int8" for found in asked.sides):
+    if not asked.int8 and any(side.precision == "int8" for side in asked.sides):
         parser.error("a side in int8 needs --int8 ADAPTER, what `nuclora quantize` made")
     adapter = asked.adapter or shipped_adapter()
     recipe = read_recipe(adapter, read_card(adapter))

@@ -134,7 +134,8 @@ def hold_file(path: Path, what: str, patience: float) -> Iterator[None]:
     Raises:
         NucloraError: Another process holds it, or nothing can be written there.
     """
-    lock = path.with_name(f"{path.name}.lock")
+    # Hidden: NAME.lock may be a file of the user's own.
+    lock = path.with_name(f".{path.name}.lock")
     with _locked(lock, path, what, patience):
         try:
             yield

@@ -221,7 +221,7 @@ def test_a_download_that_never_ends_is_not_waited_for_for_ever(
     content: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("nuclora.data.download.PATIENCE", 0.0)
-    (tmp_path / "file.part.lock").touch()  # of a killed process: nobody holds it
+    (tmp_path / ".file.part.lock").touch()  # of a killed process: nobody holds it
     with (
         hold_file(tmp_path / "file.part", "download", 0),
         pytest.raises(NucloraError, match=r"file\.part: another nuclora works on this download; wait for it"),

@@ -55,6 +55,8 @@ def test_a_centre_on_the_outline_is_of_one_neighbour_only() -> None:
     assert [len(left), len(right), len(below)] == [16, 16, 16]
     assert not set(left) & set(right)
     assert not set(left) & set(below)
+    upper, lower = fill([[[0, 0], [10, 0], [10, 10]]], (20, 20)), fill([[[0, 0], [10, 10], [0, 10]]], (20, 20))
+    assert sorted([*upper, *lower]) == fill([square(0, 0, 10)], (20, 20)).tolist()
     assert len(fill([square(2.5, 2.5, 8), square(4.5, 4.5, 2)], (20, 20))) == 64 - 4
     y, x = np.mgrid[:41, :41]
     disc = (y - 20) ** 2 + (x - 20) ** 2 <= 12**2
@@ -566,6 +568,7 @@ def test_folders_of_organs_tell_equal_names_apart(tmp_path: Path) -> None:
         ("Fold 1/1.png", "Fold 2/1.mat"),
         ("stage1_train/1.png", "stage1_test/1.mat"),
         ("train_1/1.png", "valid/1.mat"),
+        ("images/train/fold1/1.png", "labels/test/fold1/1.mat"),
     ],
 )
 def test_files_of_other_groups_and_parts_are_no_pair(image: str, labels: str, tmp_path: Path) -> None:
@@ -587,6 +590,8 @@ def test_files_of_other_groups_and_parts_are_no_pair(image: str, labels: str, tm
         ("raw/images/1.png", "truth/labels/1.mat", "raw"),
         ("train2017/1.png", "training/1.mat", "all"),
         ("Fold 1/images/1.png", "Fold 1/labels/1.mat", "all"),
+        ("images/fold1/1.png", "labels/fold01/1.mat", "all"),
+        ("Stage1 Train/1.png", "train/1.mat", "all"),
         ("images/1.png", "labels/liver/1.mat", "all"),
         ("liver/images/1.png", "Labels/1.mat", "liver"),
     ],
@@ -599,6 +604,24 @@ def test_files_in_folders_of_their_own_are_a_pair(image: str, labels: str, group
     listing = list_tiles(tmp_path)
     assert [tile.group for tile in listing.tiles] == [group]
     assert [Path(fault.path or "").name for fault in listing.faults] == ["a_first.mat"]
+
+
+def test_a_stray_file_parts_no_others(tmp_path: Path) -> None:
+    for stem in "ab":
+        png(tmp_path / "images" / "x" / f"{stem}.png", TILE.image)
+        (tmp_path / "images" / "x" / "annotations").mkdir(exist_ok=True)
+    root = tmp_path / "images" / "x"
+    for stem in "ab":
+        savemat(root / "annotations" / f"{stem}.mat", {"inst_map": TILE.labels})
+        (root / f"{stem}.png").rename(root / f"moved_{stem}.png")
+    (root / "images").mkdir()
+    for stem in "ab":
+        (root / f"moved_{stem}.png").rename(root / "images" / f"{stem}.png")
+    png(root / "annotations" / "preview.png", TILE.image)
+    savemat(root / "images" / "old.mat", {"inst_map": TILE.labels})
+    listing = list_tiles(root)
+    assert sorted(tile.name for tile in listing.tiles) == ["a", "b"]
+    assert sorted(Path(fault.path or "").name for fault in listing.faults) == ["old.mat", "preview.png"]
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")

@@ -229,6 +229,19 @@ def test_a_failure_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.Mon
     assert list(tmp_path.iterdir()) == []
 
 
+def test_files_of_the_users_own_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(size: int, seed: int, organ: int | str) -> Sample:
+        (tmp_path / "set").mkdir(exist_ok=True)
+        (tmp_path / "set" / "thesis.txt").write_text("mine")
+        return synthesize_tile(size, seed, organ)
+
+    (tmp_path / "set.lock").write_text("mine")
+    monkeypatch.setattr(synthetic, "synthesize_tile", slow)
+    with pytest.raises(NucloraError, match="exists and is not an empty folder"):
+        write_dataset(tmp_path / "set", tiles=1, size=64, organs=1, seed=0)
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"set.lock", "thesis.txt"}
+
+
 def test_importing_needs_no_torch() -> None:
     code = "import sys, nuclora.data.synthetic; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

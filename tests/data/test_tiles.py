@@ -205,6 +205,11 @@ def test_several_pages_are_refused(tmp_path: Path) -> None:
     tifffile.imwrite(tmp_path / "x.tif", np.zeros((3, 20, 30), np.uint8), photometric="minisblack", truncate=True)
     with pytest.raises(NucloraError, match=r"3 pages where one is expected"):
         read_labels(tmp_path / "x.tif")
+    # A single plane that was cut from a stack, with its description.
+    plane = np.arange(600, dtype=np.uint8).reshape(20, 30)
+    told = {"description": '{"shape": [3, 20, 30]}', "metadata": None}
+    tifffile.imwrite(tmp_path / "x.tif", plane, photometric="minisblack", **told)
+    np.testing.assert_array_equal(read_labels(tmp_path / "x.tif"), plane)
 
 
 def test_large_images_are_refused_however_their_colours_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

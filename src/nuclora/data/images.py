@@ -378,8 +378,10 @@ def _only_page(tiff: tifffile.TiffFile, path: Path) -> tifffile.TiffPage:
     if len(full) > 1:
         raise _several(len(full), path)
     page = full[0]
-    # Planes of a stack may lie behind each other under one page.
-    if (tiff.is_imagej or tiff.is_shaped) and (planes := tiff.series[0].size // page.size) > 1:
+    # Planes of a stack may lie behind each other under one page; a description alone may be left of one that was cut.
+    planes = tiff.series[0].size // page.size if tiff.is_imagej or tiff.is_shaped else 1
+    end = page.dataoffsets[0] + planes * page.nbytes
+    if planes > 1 and page.compression == tifffile.COMPRESSION.NONE and end <= path.stat().st_size:
         raise _several(planes, path)
     _refuse_large((page.imagelength, page.imagewidth), path)
     return page

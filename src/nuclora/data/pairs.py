@@ -17,9 +17,10 @@ from nuclora.data.walk import walk
 from nuclora.errors import NucloraError
 from nuclora.io.kinds import OWN_ENDINGS
 
-# Folders that say what is in them, or which part of a split: no groups of tiles. Overlays are pictures of the labels.
+# Folders that say what is in them, or which part of a split, are no groups of tiles.
 _CONTENTS = {"image", "images", "img", "imgs", "tissue_images", "label", "labels", "mask", "masks", "annotations"}
-_SPLIT = re.compile(r"(?:stage\d+_)?(train|test|val|fold)(?:ing|id|idation)?[ _-]*(\d*)")
+_SPLIT = re.compile(r"(?:stage\d+[ _-])?(train|training|test|testing|val|valid|validation|fold)[ _-]*(\d*)")
+# Pictures of the labels.
 _OVERLAYS = frozenset({"overlay", "overlays"})
 
 
@@ -111,9 +112,8 @@ def pair(
 ) -> Pairs:
     """Pair images and label files by their stems; of several of one stem those that share more folders belong together.
 
-    Of those that share as many, those whose other folders have more equal names do. What lies in different parts of a
-    split (train, test) never does, nor what lies in different folders of which each has, or its namesakes have, both
-    images and labels.
+    Of those that share as many, those whose other folders have more equal names do. Files in different parts of a split
+    (train, test) never do; nor do files in two groups, which are folders whose names both images and labels have.
 
     Args:
         images: Image files.
@@ -152,23 +152,26 @@ def pair(
 
 
 def _folders(paths: Iterable[Path]) -> set[str]:
-    """Names of the folders that files lie in, as they are compared."""
-    return {composed(part.lower()) for folder in {path.parent for path in paths} for part in folder.parts}
+    """Names of the folders that files lie in, as they are compared, but for those that only say what is in them."""
+    names = {composed(part.lower()) for folder in {path.parent for path in paths} for part in folder.parts}
+    return {name for name in names if _plain(name) not in _CONTENTS}
 
 
 def _is_elsewhere(one: Path, other: Path, groups: Collection[str]) -> bool:
     """Whether two files lie in different parts of a split, or in different groups."""
     own = _own_folders(one, other)
     splits = [list(filter(None, map(_SPLIT.fullmatch, folders))) for folders in own]
-    if all(splits) and not any(_is_same(mine, its) for mine, its in itertools.product(*splits)):
-        return True
+    for kind in (True, False):
+        parts, others = ([part for part in found if (part[1] == "fold") is kind] for found in splits)
+        if parts and others and not any(_is_same(mine, its) for mine, its in itertools.product(parts, others)):
+            return True
     homes, theirs = ({folder for folder in folders if folder in groups} for folders in own)
     return bool(homes and theirs) and homes.isdisjoint(theirs)
 
 
 def _is_same(part: re.Match[str], other: re.Match[str]) -> bool:
     """Whether two names are of one part of a split: "train" is that of "training" and of "train2017"."""
-    return part[1] == other[1] and (part[2] == other[2] or not (part[2] and other[2]))
+    return part[1][:3] == other[1][:3] and (not (part[2] and other[2]) or int(part[2]) == int(other[2]))
 
 
 def _own_folders(one: Path, other: Path) -> tuple[list[str], list[str]]:

@@ -46,8 +46,8 @@ def looks_like(root: Path) -> bool:
 def list_tiles(root: Path) -> Listing:
     """Find the folds, as published (``Fold 1/images/fold1``) or with the three files in a folder each.
 
-    Where a folder does not say which fold it is, all are numbered in their order, and taken for no published ones; nor
-    are they where one has the number 0, which the published ones have not.
+    Where a folder does not say which fold it is, all are numbered in their order, and taken for no published ones.
+    Folds numbered from 0 are not the published ones either, which count from 1.
     """
     tiles: list[Tile] = []
     arrays = list(walk(root, {".npy"}))

@@ -21,8 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from nuclora.data.tiles import Truth
 
-# polygon() counts centres on any edge as inside. Far below what files round coordinates to.
-_TIE = 1e-6
+# polygon() counts centres on any edge as inside. By x and y, far below what files round coordinates to, and unequal:
+# edges at 45 degrees would be shifted along themselves.
+_TIE = np.array((1e-6, 0.6e-6))
 
 Pixels: TypeAlias = NDArray[np.int64]
 """Pixels of one nucleus, as indices into the flattened tile."""

@@ -262,6 +262,7 @@ def write_dataset(dest: Path, *, tiles: int, size: int, organs: int, seed: int) 
     with disk_errors(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
     with hold_file(dest, "data set", patience=0), atomic_folder(dest) as root:
+        place_of_new(dest)
         for index in range(tiles):
             organ = ORGANS[index % organs]
             name = f"{organ.replace(' ', '_')}_{index // organs + 1:02d}"
@@ -269,6 +270,8 @@ def write_dataset(dest: Path, *, tiles: int, size: int, organs: int, seed: int) 
             tile_seed = int(np.random.SeedSequence((seed, index)).generate_state(1)[0])
             sample = synthesize_tile(size, tile_seed, organ)
             _write_tile(root / organ, name, sample)
+        # The new folder takes the place of what came there meanwhile.
+        place_of_new(dest)
 
 
 def _write_tile(folder: Path, name: str, sample: Sample) -> None:
