@@ -41,7 +41,8 @@ class Side(NamedTuple):
 
 
 def parse_side(text: str) -> Side:
-    backend, precision, *views = text.split(":")
+    backend, _, more = text.partition(":")
+    precision, *views = more.split(":")
     if backend not in BACKENDS or precision not in PRECISIONS or views not in ([], ["1"], ["2"], ["4"], ["8"]):
         raise argparse.ArgumentTypeError(f"{text!r} is no BACKEND:PRECISION[:VIEWS] with 1, 2, 4 or 8 views")
     return Side(cast(Backend, backend), cast(Precision, precision), *map(int, views))
