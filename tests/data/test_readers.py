@@ -607,16 +607,11 @@ def test_files_in_folders_of_their_own_are_a_pair(image: str, labels: str, group
 
 
 def test_a_stray_file_parts_no_others(tmp_path: Path) -> None:
-    for stem in "ab":
-        png(tmp_path / "images" / "x" / f"{stem}.png", TILE.image)
-        (tmp_path / "images" / "x" / "annotations").mkdir(exist_ok=True)
     root = tmp_path / "images" / "x"
+    (root / "annotations").mkdir(parents=True)
     for stem in "ab":
+        png(root / "images" / f"{stem}.png", TILE.image)
         savemat(root / "annotations" / f"{stem}.mat", {"inst_map": TILE.labels})
-        (root / f"{stem}.png").rename(root / f"moved_{stem}.png")
-    (root / "images").mkdir()
-    for stem in "ab":
-        (root / f"moved_{stem}.png").rename(root / "images" / f"{stem}.png")
     png(root / "annotations" / "preview.png", TILE.image)
     savemat(root / "images" / "old.mat", {"inst_map": TILE.labels})
     listing = list_tiles(root)

@@ -36,22 +36,25 @@ def _gradients(loss: TileLoss, samples):
     return value.item(), {n: p.grad.clone() for n, p in loss.named_parameters() if p.grad is not None}
 
 
-def test_loss_is_the_plain_mean_over_nuclei_and_tiles(model, samples):
-    expected = []
+def _decoded_alone(model, sample):
+    """Of each nucleus, prompted by itself: logits, truth and valid pixels at full size; the IoU that is predicted."""
     sam = model.get_base_model()
+    embedding = sam.encode(sample.pixel_values[None])
+    for n in range(len(sample.ids)):
+        if sample.is_box[n]:
+            found = sam.decode(embedding, boxes=sample.boxes[n : n + 1])
+        else:
+            label = torch.ones(1, 1, dtype=torch.int64)
+            found = sam.decode(embedding, points=sample.points[n].reshape(1, 1, 2), point_labels=label)
+        logits = torch.nn.functional.interpolate(found.logits, (64, 64), mode="bilinear", align_corners=False)
+        yield (logits[0], (sample.labels == sample.ids[n])[None], sample.valid), found.iou[0, 0]
+
+
+def test_loss_is_the_plain_mean_over_nuclei_and_tiles(model, samples):
     with torch.no_grad():
-        for sample in samples:
-            embedding = sam.encode(sample.pixel_values[None])
-            losses = []
-            for n in range(len(sample.ids)):
-                if sample.is_box[n]:
-                    logits = sam.decode(embedding, boxes=sample.boxes[n : n + 1]).logits
-                else:
-                    label = torch.ones(1, 1, dtype=torch.int64)
-                    logits = sam.decode(embedding, points=sample.points[n].reshape(1, 1, 2), point_labels=label).logits
-                logits = torch.nn.functional.interpolate(logits, (64, 64), mode="bilinear", align_corners=False)[0]
-                losses.append(mask_bce(logits, (sample.labels == sample.ids[n])[None], sample.valid).item())
-            expected.append(np.mean(losses))
+        expected = [
+            np.mean([mask_bce(*masks).item() for masks, _ in _decoded_alone(model, sample)]) for sample in samples
+        ]
     assert TileLoss(model, LossSettings(), 64)(samples).item() == pytest.approx(np.mean(expected), rel=1e-4)
 
 
@@ -132,25 +135,16 @@ def test_a_batch_without_nuclei_has_a_loss_of_zero_and_a_graph(model, samples):
 
 
 def test_terms_and_weights_of_the_prompted_loss(model, samples):
-    settings, sam = LossSettings(bce=0.5, dice=1.5, iou=2.0), model.get_base_model()
+    settings = LossSettings(bce=0.5, dice=1.5, iou=2.0)
     samples = [replace(s, weights=torch.arange(1.0, len(s.ids) + 1) / sum(range(len(s.ids) + 1))) for s in samples]
     expected = []
     with torch.no_grad():
         for sample in samples:
-            embedding, total = sam.encode(sample.pixel_values[None]), 0.0
-            for n in range(len(sample.ids)):
-                if sample.is_box[n]:
-                    found = sam.decode(embedding, boxes=sample.boxes[n : n + 1])
-                else:
-                    label = torch.ones(1, 1, dtype=torch.int64)
-                    found = sam.decode(embedding, points=sample.points[n].reshape(1, 1, 2), point_labels=label)
-                logits = torch.nn.functional.interpolate(found.logits, (64, 64), mode="bilinear", align_corners=False)[
-                    0
-                ]
-                masks = logits, (sample.labels == sample.ids[n])[None], sample.valid
-                wrong = (found.iou[0, 0] - mask_iou(*masks)) ** 2
-                total += sample.weights[n] * (0.5 * mask_bce(*masks) + 1.5 * mask_dice(*masks) + 2 * wrong).item()
-            expected.append(float(total))
+            total = 0.0
+            for weight, (masks, iou) in zip(sample.weights, _decoded_alone(model, sample), strict=True):
+                wrong = (iou - mask_iou(*masks)) ** 2
+                total += float(weight * (0.5 * mask_bce(*masks) + 1.5 * mask_dice(*masks) + 2 * wrong))
+            expected.append(total)
     assert TileLoss(model, settings, 64)(samples).item() == pytest.approx(np.mean(expected), rel=1e-4)
 
 

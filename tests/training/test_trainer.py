@@ -60,6 +60,17 @@ def _cpu() -> Accelerator:
     return Accelerator(cpu=True)
 
 
+def _other(run, tmp_path, **changes):
+    train = run.recipe.train.model_copy(update=changes)
+    return Run.start(
+        tmp_path / "other",
+        recipe=run.recipe.model_copy(update={"train": train}),
+        folds=run.folds,
+        base={**run.info["base"], "path": run.info["base_path"]},
+        data=run.info["data"],
+    )
+
+
 def test_the_moving_average_is_where_the_weights_are(run, tiles, tiny_sam_folder, monkeypatch):
     monkeypatch.setattr(Accelerator, "prepare", lambda self, loss, optimizer: (loss.to("meta"), optimizer))
     average = _trainer(run, 1, tiles, tiny_sam_folder, _cpu()).average
@@ -68,14 +79,7 @@ def test_the_moving_average_is_where_the_weights_are(run, tiles, tiny_sam_folder
 
 
 def test_blocks_computed_again_train_the_same(run, tiles, tiny_sam_folder, tmp_path):
-    train = run.recipe.train.model_copy(update={"checkpointing": True})
-    again = Run.start(
-        tmp_path / "again",
-        recipe=run.recipe.model_copy(update={"train": train}),
-        folds=run.folds,
-        base={**run.info["base"], "path": run.info["base_path"]},
-        data=run.info["data"],
-    )
+    again = _other(run, tmp_path, checkpointing=True)
     encoders = []
     for each in (run, again):
         trainer = _trainer(each, 1, tiles, tiny_sam_folder, _cpu())
@@ -185,17 +189,6 @@ def test_a_second_fold_of_inner_tiles_is_refused_before_it_is_trained(recipe, ti
         with pytest.raises(NucloraError, match=rf"{name}: .* holds fold 1; use another -o for fold 2"):
             work(2, name).run()
         assert not (tmp_path / name / "fold-2").exists()
-
-
-def _other(run, tmp_path, **changes):
-    train = run.recipe.train.model_copy(update=changes)
-    return Run.start(
-        tmp_path / "other",
-        recipe=run.recipe.model_copy(update={"train": train}),
-        folds=run.folds,
-        base={**run.info["base"], "path": run.info["base_path"]},
-        data=run.info["data"],
-    )
 
 
 def test_the_adapter_has_the_averaged_weights_and_the_scale(run, tiles, tiny_sam_folder):

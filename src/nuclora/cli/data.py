@@ -137,6 +137,7 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
     from rich.table import Table
 
     from nuclora.data.tiles import counted
+    from nuclora.errors import NucloraError
 
     console = Console()
     grid = Table(
@@ -163,11 +164,9 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
         named = ", ".join(note.tiles[:3]) + (", ..." if len(note.tiles) > 3 else "")
         console.print(f"[cyan]note[/]   {escape(note.text)}: {escape(named)}", highlight=False, soft_wrap=True)
     for fault in report.faults[:max_faults]:
-        mend = f"; {fault.mend}" if fault.mend else ""
         kind = "[red]fault[/] " if fault.spoils else "[yellow]meant?[/]"
-        # A file's name may hold a line break.
-        line = " ".join(f"{fault.path}: {fault.reason}{mend}".splitlines())
-        console.print(f"{kind} {escape(line)}", highlight=False, soft_wrap=True)
+        line = NucloraError(fault.reason, path=fault.path, mend=fault.mend)
+        console.print(f"{kind} {escape(str(line))}", highlight=False, soft_wrap=True)
     hidden = len(report.faults) - max_faults
     if hidden > 0:
         console.print(f"[red]fault[/]  and {hidden} more: see --max-faults or --json", highlight=False)

@@ -158,10 +158,10 @@ def _find(name: str, path: Path, root: Path) -> Path | None:
     above = path.parent.parent if path.parent != root else root
     # CVAT has images/default beside annotations/instances_default.json, Roboflow and others train/images.
     within = [above / "images", above / split, above / "images" / split, above / split / "images"]
+    inside = Path(os.path.normpath(root.absolute()))
     for folder in (path.parent, path.parent / "images", above, *within, root, root / "images"):
         # Label Studio on Windows writes backslashes.
         image = Path(os.path.normpath((folder / name.replace("\\", "/")).absolute()))
-        inside = Path(os.path.normpath(root.absolute()))
         if image.is_file() and image.is_relative_to(inside):
             return root / image.relative_to(inside)
     return None

@@ -262,7 +262,6 @@ def write_dataset(dest: Path, *, tiles: int, size: int, organs: int, seed: int) 
     with disk_errors(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
     with hold_file(dest, "data set", patience=0), atomic_folder(dest) as root:
-        place_of_new(dest)
         for index in range(tiles):
             organ = ORGANS[index % organs]
             name = f"{organ.replace(' ', '_')}_{index // organs + 1:02d}"
