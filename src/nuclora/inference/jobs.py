@@ -11,6 +11,7 @@ from nuclora.data.images import MAX_PIXELS
 from nuclora.errors import NucloraError, is_out_of_memory
 from nuclora.inference.canvas import SlideOptions, open_canvas
 from nuclora.inference.image_files import ImageFile
+from nuclora.inference.parts import DamagedPart
 from nuclora.inference.predictor import Predictor
 from nuclora.inference.scale import scale_to
 from nuclora.io.slides import is_slide
@@ -102,7 +103,7 @@ def require_slides(images: Sequence[ImageFile]) -> None:
 
 
 def failure_of(job: Job, error: Exception) -> NucloraError:
-    """The error of a slide that cannot be read, or of too little memory for an image, which stops no other image.
+    """The error of a slide that cannot be read, or its parts, or of too little memory: it stops no other image.
 
     Raises:
         Exception: It is another one; of nuclora's own with the image's path where it names none.
@@ -117,7 +118,7 @@ def failure_of(job: Job, error: Exception) -> NucloraError:
         raise error
     if error.path is None:
         raise NucloraError(error.reason, path=job.image.path, mend=error.mend) from error
-    if job.is_slide and error.path == job.image.path:
+    if isinstance(error, DamagedPart) or (job.is_slide and error.path == job.image.path):
         return error
     raise error
 

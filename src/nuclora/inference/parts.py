@@ -31,6 +31,10 @@ _COLUMN: Final = "column-"
 _NUMBER: Final = re.compile(r"[0-9]{6}|[1-9][0-9]{6,}")
 
 
+class DamagedPart(NucloraError):
+    """A part that cannot be read; its slide waits, others go on."""
+
+
 class Parts:
     """The parts of one slide.
 
@@ -98,7 +102,7 @@ class Parts:
         """Read what a block found.
 
         Raises:
-            NucloraError: Its file is damaged.
+            DamagedPart: Its file is damaged.
         """
         arrays = self._load(index)
         rings = iter(np.split(arrays["points"], np.cumsum(arrays["points_of_ring"])[:-1]))
@@ -138,7 +142,7 @@ class Parts:
             with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
                 return {name: file[name] for name in wanted or file.files}
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error) as error:
-            raise NucloraError(
+            raise DamagedPart(
                 "damaged", path=path, mend="delete it and run the same command again: it alone is made anew"
             ) from error
 
