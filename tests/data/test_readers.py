@@ -286,10 +286,20 @@ def test_what_is_drawn_by_hand_in_qupath_is_told_by_its_class(tmp_path: Path) ->
     region["properties"]["classification"] = {"name": "Tumor"}
     vague = feature(polygon(square(20, 20, 4)), "annotation")
     vague["properties"]["classification"] = {"names": ["Ignore*"]}
-    geojson(tmp_path, [found, drawn, derived, region, vague])
-    sample = open_tiles(tmp_path)[0].read()
-    assert sorted(np.bincount(sample.labels.ravel())[1:].tolist()) == [25, 36, 49]
-    assert sample.ignore.sum() == 16
+    for features, areas in (([found, drawn, derived, region, vague], [25, 36, 49]), ([region, drawn, vague], [36])):
+        geojson(tmp_path, features)
+        sample = open_tiles(tmp_path)[0].read()
+        assert sorted(np.bincount(sample.labels.ravel())[1:].tolist()) == areas
+        assert sample.ignore.sum() == 16
+        (note,) = (note for note in check_data(tmp_path).notes if "regions" in note.text)
+        assert note.text == "1 tile with annotations that are taken for regions, not for nuclei (1 in all)"
+    # A name is no class, and a damaged file of others says nothing of this one.
+    region["properties"] = {"objectType": "annotation", "name": "Nucleus"}
+    geojson(tmp_path, [region])
+    png(tmp_path / "b.png", TILE.image[::-1])
+    (tmp_path / "b.geojson").write_text('[{"classification": "Nucleus"')
+    assert open_tiles(tmp_path)["a"].read().labels.sum() == 900
+    assert [Path(fault.path).name for fault in check_data(tmp_path).faults] == ["b.geojson"]
 
 
 @pytest.mark.parametrize("name", ["a.geojson", "a.ome.geojson", "a.ome.tif.geojson"])

@@ -3,7 +3,7 @@
 A *fault* would spoil training or its evaluation: a file that is missing, doubled, damaged or of the wrong
 kind, shapes that differ, a binary mask in place of a label map, the same image twice (folds would leak). A
 *note* is worth knowing and harmless: tiles without nuclei, ids of several components, gaps in the ids, ignore
-masks, an id that covers most of a tile.
+masks, annotations that are taken for regions, an id that covers most of a tile.
 """
 
 from __future__ import annotations
@@ -97,6 +97,8 @@ class _Findings:
     dominated: list[str] = field(default_factory=list)
     ignoring: list[str] = field(default_factory=list)
     ignored_pixels: int = 0
+    with_regions: list[str] = field(default_factory=list)
+    regions: int = 0
     scales: Counter[float] = field(default_factory=Counter)
     scaled: list[str] = field(default_factory=list)
     split: list[str] = field(default_factory=list)
@@ -163,6 +165,9 @@ def _examine(tile: Tile, sample: Sample, findings: _Findings) -> list[Fault]:
     if sample.ignore.any():
         findings.ignoring.append(tile.name)
         findings.ignored_pixels += int(sample.ignore.sum())
+    if sample.regions:
+        findings.with_regions.append(tile.name)
+        findings.regions += sample.regions
     labels, far = renumber_far(sample.labels)
     areas = np.bincount(labels.ravel())[1:]
     present = areas > 0
@@ -246,6 +251,10 @@ def _notes(findings: _Findings) -> list[Note]:
         (findings.split, f"with ids of several components ({counted(findings.split_ids, 'id')})"),
         (findings.gaps, "with gaps in the ids"),
         (findings.dominated, "where one id covers over half the tile: is the background 0?"),
+        (
+            findings.with_regions,
+            f"with annotations that are taken for regions, not for nuclei ({findings.regions:,} in all)",
+        ),
         (findings.ignoring, f"with an ignore mask ({findings.ignored_pixels:,} pixels in all)"),
     )
     return [Note(f"{counted(len(names), 'tile')} {text}", tuple(names)) for names, text in texts if names]

@@ -1,10 +1,10 @@
 """Reader of QuPath's GeoJSON: ``X.geojson`` (or ``X.tif.geojson``) for the image ``X.tif``.
 
 Detections are nuclei; of a cell its nucleus is taken, and a cell without one is left out. Where any file of the data
-set has a detection or cell, annotations are the regions that these lie in, but for those of the class ``Nucleus``: what
-is drawn by hand in QuPath is an annotation. Where none has, annotations are nuclei. What is classified as ``Ignore*``,
-QuPath's own class for that, is ignored. Points, lines, tiles and TMA cores are left out. How polygons become labels:
-`nuclora.data.polygons`; GeoJSON of QuPath has no field for the size of a pixel.
+set has a detection, a cell or an annotation of the class ``Nucleus``, other annotations are the regions that these lie
+in: what is drawn by hand in QuPath is an annotation. Where none has, all annotations are nuclei. What is classified as
+``Ignore*``, QuPath's own class for that, is ignored. Points, lines, tiles and TMA cores are left out. How polygons
+become labels: `nuclora.data.polygons`; GeoJSON of QuPath has no field for the size of a pixel.
 
 Reference:
     https://qupath.readthedocs.io/en/stable/docs/advanced/exporting_annotations.html
@@ -12,9 +12,10 @@ Reference:
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +36,11 @@ _IGNORE = "ignore*"
 _NUCLEUS = "nucleus"
 _MEND = "export the objects from QuPath again (File > Export objects as GeoJSON)"
 _OBJECTS = re.compile(rb'"object_?[tT]ype"\s*:\s*"(?:detection|cell)"|"Path(?:Detection|Cell)Object"')
+# Of what is then parsed: nuclei may have been named, and not classified, so.
+_CLASSES = re.compile(rb'"nucleus', re.IGNORECASE)
 _OME = re.compile(r"\.ome$", re.IGNORECASE)
 # Before version 0.3 QuPath told the kind in the feature's id.
+_KINDS_OF_NUCLEI = frozenset({"annotation", "detection", "cell"})
 _OLD_KINDS = {
     "PathAnnotationObject": "annotation",
     "PathDetectionObject": "detection",
@@ -57,7 +61,7 @@ def list_tiles(root: Path) -> Listing:
     pairs, faults = pair(
         find_images(root, IMAGE_SUFFIXES), list(walk(root, {_SUFFIX})), "GeoJSON file", _without_ome, _image_stem
     )
-    source = GeoJsonObjects(annotations=not any(_OBJECTS.search(guard(Path.read_bytes, path)) for _, path in pairs))
+    source = GeoJsonObjects(annotations=not any(_tells_nuclei(path) for _, path in pairs))
     tiles = [
         Tile(tile_name(image, root), group_of(image.relative_to(root)), image, path, source=source)
         for image, path in pairs
@@ -70,7 +74,7 @@ class GeoJsonObjects(Files):
     """Labels drawn from the objects of a GeoJSON file.
 
     Attributes:
-        annotations: Whether annotations are the nuclei.
+        annotations: Whether annotations of any class are nuclei.
     """
 
     annotations: bool
@@ -80,12 +84,12 @@ class GeoJsonObjects(Files):
         shape = image_shape(tile.image)
         nuclei: list[Pixels] = []
         unknown: list[Pixels] = []
-        wanted = {"annotation"} if self.annotations else {"detection", "cell"}
+        regions = 0
         for number, feature in enumerate(guard(_features, tile.labels), start=1):
             kind, ignored = _kind(feature), _class(feature) == _IGNORE
-            # With what QuPath derives from it, as "Nucleus: Positive".
-            is_drawn = kind == "annotation" and _class(feature).partition(":")[0] == _NUCLEUS
-            if kind not in wanted and not ignored and not is_drawn:
+            is_region = kind == "annotation" and not self.annotations and not _is_drawn_nucleus(feature)
+            if not ignored and (is_region or kind not in _KINDS_OF_NUCLEI):
+                regions += is_region
                 continue
             geometry = feature.get("nucleusGeometry" if kind == "cell" and not ignored else "geometry")
             try:
@@ -96,7 +100,7 @@ class GeoJsonObjects(Files):
                 raise NucloraError(told, path=tile.labels, mend=_MEND) from error
             if pixels is not None:
                 (unknown if ignored else nuclei).append(pixels)
-        return draw(nuclei, shape, unknown)
+        return replace(draw(nuclei, shape, unknown), regions=regions)
 
 
 def _image_stem(path: Path) -> str:
@@ -123,6 +127,24 @@ def _features(path: Path) -> list[dict[str, Any]]:
 def _properties(feature: dict[str, Any]) -> dict[str, Any]:
     properties = feature.get("properties")
     return properties if isinstance(properties, dict) else {}
+
+
+def _tells_nuclei(path: Path) -> bool:
+    """Whether a file says of some objects that they are nuclei."""
+    text = guard(Path.read_bytes, path)
+    if _OBJECTS.search(text):
+        return True
+    if not _CLASSES.search(text):
+        return False
+    with contextlib.suppress(NucloraError):
+        # A damaged file is told when its tile is read.
+        return any(map(_is_drawn_nucleus, guard(_features, path)))
+    return False
+
+
+def _is_drawn_nucleus(feature: dict[str, Any]) -> bool:
+    # With what QuPath derives from it, as "Nucleus: Positive".
+    return _kind(feature) == "annotation" and _class(feature).partition(":")[0] == _NUCLEUS
 
 
 def _kind(feature: dict[str, Any]) -> str:

@@ -32,12 +32,14 @@ class Sample:
         labels: Instance ids, (H, W), 0 background; gaps and ids of several components are allowed.
         ignore: Where the truth is unknown, (H, W).
         drawn: Nuclei that were drawn into the labels, see `Truth`.
+        regions: Annotations that were taken for regions, see `Truth`.
     """
 
     image: NDArray[np.uint8]
     labels: NDArray[np.int32]
     ignore: NDArray[np.bool_]
     drawn: int | None = None
+    regions: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,11 +51,13 @@ class Truth:
         ignore: Where the truth is unknown, (H, W); None where nothing is ignored.
         drawn: Nuclei of the file, where outlines or masks of single ones are drawn into the labels: one may be left
             without a pixel. None where the file holds labels.
+        regions: Annotations of the file that are taken for regions, not for nuclei.
     """
 
     labels: NDArray[np.int32]
     ignore: NDArray[np.bool_] | None = None
     drawn: int | None = None
+    regions: int = 0
 
 
 class Source(Protocol):
@@ -120,7 +124,7 @@ class Tile:
         require_shape(self.labels, truth.labels.shape, image.shape[:2])
         ignore = np.zeros(image.shape[:2], dtype=np.bool_) if truth.ignore is None else truth.ignore
         require_shape(self.ignore or self.labels, ignore.shape, image.shape[:2])
-        return Sample(image, truth.labels, ignore, truth.drawn)
+        return Sample(image, truth.labels, ignore, truth.drawn, truth.regions)
 
     def read_truth(self) -> Truth:
         """Read labels and ignore mask alone: decoding the image is often most of the work.
