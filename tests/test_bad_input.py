@@ -438,11 +438,11 @@ def test_recipes_hold_finite_numbers_only():
     [
         ("os.kill(os.getpid(), signal.SIGINT)", 130, "nuclora: stopped\n"),
         ("raise OSError(5, 'Input/output error', 'x.csv')", 2, "nuclora: x.csv: Input/output error; check the disk"),
-        ("raise MemoryError", 2, "nuclora: out of memory; lower prompts.chunk"),
+        ("raise MemoryError", 2, "nuclora: out of memory; end other work, or use a machine with more"),
         (
             "raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA')",
             2,
-            "nuclora: out of memory; lower prompts.chunk",
+            "nuclora: out of memory; end other work, or use a machine with more",
         ),
         (
             "raise RuntimeError('DataLoader worker (pid 7) is killed by signal: Killed.')",

@@ -27,6 +27,17 @@ def test_scores_come_back(tmp_path):
     assert all(type(row["fold"]) is int for row in evaluation.rows)
 
 
+def test_a_row_goes_under_the_columns_that_are_there(tmp_path):
+    row = _row("a", 1, {name: number / 10 for number, name in enumerate(METRICS)})
+    Evaluation(tmp_path).add(dict(sorted(row.items())), np.zeros((2, 2), np.int32))
+    Evaluation(tmp_path).add(row | {"tile": "b"}, np.zeros((2, 2), np.int32))
+    first, second = Evaluation(tmp_path).rows
+    assert first == row
+    assert second == row | {"tile": "b"}
+    with pytest.raises(NucloraError, match=r"scores\.csv: has other columns than this nuclora writes; delete it"):
+        Evaluation(tmp_path).add(row | {"tile": "c", "new": 1}, np.zeros((2, 2), np.int32))
+
+
 @pytest.mark.parametrize("value", [1 / 3, np.float64(2 / 3), np.nextafter(1.0, 2.0), -0.0, 7, np.int64(7)])
 def test_any_number_comes_back_exactly(value, tmp_path):
     evaluation = Evaluation(tmp_path)

@@ -88,10 +88,12 @@ def _extras() -> list[Finding]:
 def _devices() -> list[Finding]:
     import torch
 
+    from nuclora.data.tiles import counted
     from nuclora.machine import usable_cores
     from nuclora.models.precision import is_fast_in_bfloat16
 
-    findings = [Finding("processor", "good", f"{usable_cores()} cores, {torch.get_num_threads()} threads for torch")]
+    found = f"{counted(usable_cores(), 'core')}, {counted(torch.get_num_threads(), 'thread')} for torch"
+    findings = [Finding("processor", "good", found)]
     if is_fast_in_bfloat16(torch.device("cpu")):
         findings.append(Finding("bfloat16", "good", "fast on this processor: --precision bf16, train.precision=auto"))
     else:

@@ -42,17 +42,20 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextlib.contextmanager
-def shortage_told() -> Iterator[None]:
-    """Turn the many errors of too little memory, and those of killed readers, into the ones that users see."""
+def shortage_told(mend: str = "end other work, or use a machine with more") -> Iterator[None]:
+    """Turn the many errors of too little memory, and those of killed readers, into the ones that users see.
+
+    Args:
+        mend: What to do where memory is short.
+    """
     try:
         yield
     except Exception as error:
         if isinstance(error, RuntimeError) and str(error).startswith("DataLoader worker"):
             # Torch raises it wherever the main process is. Where memory is short the system kills readers; and a
             # container's 64 MB of shared memory hold one batch.
-            mend = "set train.workers=0, or give more memory (to a container --shm-size=2g)"
-            raise NucloraError("a process that reads tiles was killed", mend=mend) from error
+            for_readers = "set train.workers=0, or give more memory (to a container --shm-size=2g)"
+            raise NucloraError("a process that reads tiles was killed", mend=for_readers) from error
         if not is_out_of_memory(error):
             raise
-        mend = "lower prompts.chunk or set train.checkpointing=true; or, in another -o, a lower input.size"
         raise NucloraError("out of memory", mend=mend) from error

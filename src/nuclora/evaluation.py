@@ -7,6 +7,7 @@ import io
 import math
 from collections import Counter
 from collections.abc import Container, Mapping, Sequence, Set
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -87,7 +88,13 @@ class Evaluation:
             write_atomic(self._nuclei_path(str(row["tile"])), "".join(line + "\n" for line in lines))
         if self._log.is_empty:
             self._log.append(_csv_line(list(row)))
-        self._log.append(_csv_line(list(row.values())))
+        if self._header.keys() != row.keys():
+            raise NucloraError("has other columns than this nuclora writes", path=self._log.path, mend=_SCORES_MEND)
+        self._log.append(_csv_line([row[column] for column in self._header]))
+
+    @cached_property
+    def _header(self) -> dict[str, None]:
+        return dict.fromkeys(next(csv.reader(self._log.lines()[:1])))
 
     def labels(self, tile: str, shape: tuple[int, ...] | None = None) -> NDArray[np.int32]:
         """Predicted labels of a tile, int32 (H, W).

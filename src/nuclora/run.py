@@ -142,7 +142,6 @@ class Run:
         asked = {
             "recipe": recipe.model_dump(mode="json"),
             "base": {"name": base["name"], "sha256": base["sha256"]},
-            "folds_sha256": folds.sha256,
         }
         own = {"recipe.yaml": recipe.to_yaml(), "folds.csv": folds.to_csv()}
         require_utf8(folder)
@@ -159,16 +158,18 @@ class Run:
                 if not (folder / "run.json").exists():
                     write_atomic(folder / "recipe.yaml", recipe.to_yaml())
                     folds.write(folder / "folds.csv")
-                    info = {**asked, "data": dict(data), "base_path": base["path"], "sessions": []}
+                    made = {**asked, "folds_sha256": folds.sha256, "data": dict(data), "base_path": base["path"]}
+                    info = {**made, "sessions": []}
                     write_atomic(folder / "run.json", json.dumps(info, indent=2) + "\n")
         run = cls(folder)
         # Of recipe and folds the files count: they are what the run works with, and somebody may have edited them.
         there = {
             "recipe": run.recipe.model_dump(mode="json"),
             "base": run.info["base"],
-            "folds_sha256": run.folds.sha256,
         }
         differences = _differences(_without_means(there), _without_means(asked))
+        if run.folds.sha256 != folds.sha256:
+            differences.append("folds.csv is not what is asked (-k, --by, --fold-table, the seed or the tiles differ)")
         if differences:
             raise NucloraError(
                 "made from something else: " + "; ".join(differences),

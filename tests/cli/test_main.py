@@ -130,6 +130,7 @@ def test_bad_input_is_one_line_and_exit_2(arguments, told, tmp_path):
         ("train {data} -o x --fold 6", "no fold 6: the fold table has"),
         ("folds {data} -k 1", "1 fold of 10 tiles; choose 2 to 10 folds"),
         ("params --base resnet", "no base is called"),
+        ("params --weights no.pt", "no.pt: no such file or folder; check --weights"),
         ("evaluate a -o x", "1 places given, 2 wanted; write `nuclora evaluate MODEL DATA -o OUT`"),
         ("evaluate a {data} -o x", "a: neither an adapter (nuclora.json) nor a run (run.json)"),
         ("evaluate --base mobile_sam {data} -o x -p boxes", "no such choice: boxes; choose one of oracle-box"),

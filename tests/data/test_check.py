@@ -159,6 +159,30 @@ def test_command_exits_with_2_on_faults(faulty: Path, invoke: Invoke) -> None:
     assert len(json.loads(output)["faults"]) == 8
 
 
+def test_command_names_what_spoils_before_what_may_be_meant(plain_folder: Path, invoke: Invoke) -> None:
+    *others, last = sorted((plain_folder / "labels").rglob("*.png"))
+    for path in others:
+        Image.fromarray(np.zeros((48, 64), np.uint8)).save(path)
+    code, output, _ = invoke(app, "check", str(plain_folder), "--max-faults", "1")
+    assert code == 0
+    assert f"meant? and {len(others) - 1} more" in output
+    last.write_bytes(last.read_bytes()[:40])
+    code, output, _ = invoke(app, "check", str(plain_folder), "--max-faults", "1")
+    assert code == 2
+    assert [line.split(":")[0] for line in output.splitlines() if line.startswith(("fault", "meant"))] == [
+        f"fault  {last}",
+        f"meant? and {len(others)} more",
+    ]
+
+
+def test_command_names_the_organs_on_a_narrow_terminal(
+    nuinsseg_tree: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    _, output, _ = invoke(app, "check", str(nuinsseg_tree))
+    assert "human" in output
+
+
 def test_command_keeps_to_a_line_whatever_a_file_is_called(plain_folder: Path, invoke: Invoke) -> None:
     try:
         (plain_folder / "images" / "a\nb.png").write_bytes(b"")

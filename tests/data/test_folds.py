@@ -68,7 +68,7 @@ def test_equally_large_organs_are_dealt_in_alphabetical_order() -> None:
     [
         (1, "tile", "1 fold of 6 tiles; choose 2 to 6"),
         (7, "tile", "7 folds of 6 tiles"),
-        (3, "organ", "3 folds of 2 organs"),
+        (3, "organ", "3 folds of 2 organs; choose 2 folds"),
     ],
 )
 def test_impossible_numbers_of_folds_are_refused(k: int, by: str, message: str) -> None:
@@ -179,7 +179,7 @@ def test_inner_split_of_the_smallest_tables() -> None:
     assert (len(fit), len(validation)) == (2, 1)
     pairs = FoldTable((*single.rows, FoldRow("b2", "b", 2)))
     assert inner_split(pairs, 1, seed=0)[1][0].startswith("b")  # an organ of two rather than an only tile
-    with pytest.raises(NucloraError, match=r"fold 2 has 1 training tile"):
+    with pytest.raises(NucloraError, match=r"fold 2: 1 training tile; inner"):
         inner_split(FoldTable(single.rows[:3]), 2, seed=0)
 
 

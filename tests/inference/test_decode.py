@@ -14,7 +14,7 @@ from nuclora.data import open_tiles
 from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.data.targets import dense_targets
 from nuclora.errors import NucloraError
-from nuclora.inference.decode import _hills, _join, _whole, decode, upsample
+from nuclora.inference.decode import _hills, _join, _whole, decode, fill_holes, upsample
 from nuclora.metrics import aji, classify_errors
 from nuclora.recipe import DecodeSettings
 
@@ -277,3 +277,19 @@ def test_a_hole_counts_for_the_size_of_its_nucleus() -> None:
     ring[3, 3:6] = 0
     assert np.count_nonzero(_whole(ring, min_size=15)) == 15
     assert np.count_nonzero(_whole(ring, min_size=16)) == 0
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_a_hole_at_any_edge_of_the_image_stays(turns: int) -> None:
+    labels = np.ones((7, 7), np.int32)
+    labels[0, 3] = 0
+    turned = np.rot90(labels, turns).copy()
+    np.testing.assert_array_equal(fill_holes(turned), turned)
+
+
+def test_of_two_parts_of_one_size_the_first_stays() -> None:
+    labels = np.zeros((5, 9), np.int32)
+    labels[1:3, 1:3] = labels[2:4, 6:8] = 1
+    whole = _whole(labels, 1)
+    assert whole[1, 1] == 1
+    assert whole[2, 6] == 0

@@ -45,6 +45,14 @@ def test_recursive_follows_linked_folders_and_ends(folder: Path, tmp_path: Path)
     assert names(folder, recursive=True) == ["a", "b", "c", "deep/d", "deep/er/e", "two words/a"]
 
 
+def test_links_to_no_file_are_not_passed_over(folder: Path) -> None:
+    try:
+        (folder / "gone.png").symlink_to(folder / "nowhere.png")
+    except OSError:
+        pytest.skip("no links here")
+    assert names(folder) == names(folder / "*.*") == ["a", "b", "c", "gone"]
+
+
 def test_files_keep_their_order_and_are_taken_once(folder: Path) -> None:
     assert names(folder / "c.webp", folder, folder / "a.JPG") == ["c", "a", "b"]
 

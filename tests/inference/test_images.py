@@ -330,6 +330,16 @@ def test_other_settings_do_not_replace_what_is_there_unless_told(prediction: Pre
     assert len(prediction(made_by=other, formats=("labels", "table")).kept) == 3
 
 
+def test_overwriting_replaces_no_file_of_others_that_nobody_asked_for(prediction: Prediction) -> None:
+    prediction(formats=("labels",))
+    mine = prediction.out / "im 0.csv"
+    mine.write_text("mine")
+    prediction(formats=("labels",), overwrite=True)
+    assert mine.read_text() == "mine"
+    prediction(formats=("table",), overwrite=True)
+    assert mine.read_text() != "mine"
+
+
 def test_another_image_of_the_same_name_does_not_replace_the_first(prediction: Prediction, tmp_path: Path) -> None:
     prediction()
     (tmp_path / "other").mkdir()

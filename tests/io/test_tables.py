@@ -95,3 +95,13 @@ def test_rows_are_written_with_four_decimals_and_names_with_commas_kept(tmp_path
 def test_a_name_that_is_not_utf_8_is_written_out(tmp_path: Path) -> None:
     write_rows(tmp_path / "a.csv", ["image"], [["bad\udcff.png"], ["\u00e9.png"]])
     assert (tmp_path / "a.csv").read_text("utf-8").splitlines() == ["image", r"bad\udcff.png", "\u00e9.png"]
+
+
+def test_haematoxylin_goes_by_id_where_ids_have_gaps() -> None:
+    image = np.zeros((20, 40, 3), np.uint8)
+    image[:, :20], image[:, 20:] = (230, 130, 180), (70, 50, 130)
+    labels = np.zeros((20, 40), np.int32)
+    labels[5:15, 5:15], labels[5:15, 25:35] = 2, 5
+    pink, blue = measure_nuclei(image, labels, np.ones(5, np.float32))["haematoxylin"]
+    assert blue > 3 * pink
+    assert blue > 0.05

@@ -182,7 +182,7 @@ def test_a_changed_base_is_refused(unbroken, tiny_data, tiny_recipe, tiny_sam_fo
 
 def test_another_fold_table_is_refused(unbroken, tiny_data, tiny_recipe, tiny_sam_folder):
     tiles = open_tiles(tiny_data)
-    with pytest.raises(NucloraError, match=r"folds_sha256 is .* there"):
+    with pytest.raises(NucloraError, match=r"folds\.csv is not what is asked"):
         cross_validate(tiles, tiny_recipe, unbroken, fold_table=make_folds(tiles, FOLDS, 99), weights=tiny_sam_folder)
 
 

@@ -128,7 +128,9 @@ def test_command_tunes_what_is_trained_and_leaves_alone_what_is_evaluated(run, t
         assert result.exit_code == 0
         assert json.loads(result.stdout) == {"1": read_card(run.adapter_folder(1)).thresholds}
         assert "core" in CliRunner().invoke(app, [*arguments, "--folds", "1"]).stdout
-        assert "fold 2 is not trained" in str(CliRunner().invoke(app, [*arguments, "--folds", "2"]).exception)
+        assert "fold 2: not trained; train it with `nuclora train`" in str(
+            CliRunner().invoke(app, [*arguments, "--folds", "2"]).exception
+        )
     finally:
         (tmp_path / "away").rename(evaluated)
 

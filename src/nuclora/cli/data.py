@@ -154,6 +154,7 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
     )
     for column in grid.columns[1:]:
         column.justify, column.no_wrap = "right", True
+    grid.columns[0].overflow, grid.columns[0].min_width = "fold", 8
     for row in report.groups:
         grid.add_row(*_cells(row))
     if report.total.tiles:
@@ -163,13 +164,15 @@ def _print_report(report: CheckReport, max_faults: int) -> None:
     for note in report.notes:
         named = ", ".join(note.tiles[:3]) + (", ..." if len(note.tiles) > 3 else "")
         console.print(f"[cyan]note[/]   {escape(note.text)}: {escape(named)}", highlight=False, soft_wrap=True)
-    for fault in report.faults[:max_faults]:
+    # What is not named must not be what spoils.
+    ordered = sorted(report.faults, key=lambda fault: not fault.spoils)
+    for fault in ordered[:max_faults]:
         kind = "[red]fault[/] " if fault.spoils else "[yellow]meant?[/]"
         line = NucloraError(fault.reason, path=fault.path, mend=fault.mend)
         console.print(f"{kind} {escape(str(line))}", highlight=False, soft_wrap=True)
-    hidden = len(report.faults) - max_faults
-    if hidden > 0:
-        console.print(f"[red]fault[/]  and {hidden} more: see --max-faults or --json", highlight=False)
+    if hidden := ordered[max_faults:]:
+        kind = "[red]fault[/] " if hidden[0].spoils else "[yellow]meant?[/]"
+        console.print(f"{kind} and {len(hidden):,} more: see --max-faults or --json", highlight=False)
     spoiling = sum(fault.spoils for fault in report.faults)
     if spoiling:
         console.print(f"[bold red]{counted(spoiling, 'fault')} would spoil training[/]", highlight=False)

@@ -125,12 +125,14 @@ def _print_table(console: Console, model: str, protocols: dict[str, Any]) -> Non
     from rich import box
     from rich.table import Table
 
+    from nuclora.data.tiles import counted
+
     console.print(f"{model}: mean and 95 % interval over tiles", soft_wrap=True, highlight=False, markup=False)
     table = Table(box=box.SIMPLE_HEAD, padding=0)
     table.add_column("measure")
     for name, summary in protocols.items():
         done, wanted = summary["tiles"], summary["of_tiles"]
-        table.add_column(f"{name}\n{done if done == wanted else f'{done} of {wanted}'} tiles", justify="right")
+        table.add_column(f"{name}\n{'' if done == wanted else f'{done} of '}{counted(wanted, 'tile')}", justify="right")
     for measure in _SHOWN:
         cells = []
         for summary in protocols.values():

@@ -28,10 +28,13 @@ def params(
     """Show the parameters that a recipe trains. Needs no weights."""
     import json
 
+    from nuclora.errors import NucloraError
     from nuclora.models.parameters import count_recipe
     from nuclora.recipe import load_recipe
 
     chosen = load_recipe(recipe, overrides(base, set_))
+    if weights and not weights.exists():
+        raise NucloraError("no such file or folder", path=weights, mend="check --weights")
     table = count_recipe(chosen, weights)
     if json_:
         typer.echo(json.dumps(table.to_json()))

@@ -19,6 +19,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from nuclora.data.folds import fold_name
+from nuclora.data.tiles import counted
 from nuclora.training.monitor import Monitor
 
 _SECONDS_BETWEEN_LINES = 60.0
@@ -41,7 +43,7 @@ class LineMonitor(Monitor):
         self._said: dict[str, float] = {}
 
     def record(self, fold: int, record: Mapping[str, Any]) -> None:
-        title = f"{self._prefix}fold {fold}"
+        title = f"{self._prefix}{fold_name(fold)}"
         if record["kind"] == "step":
             line = f"step {record['step']}  loss {record['loss']:.4f}  {record['tiles_per_second']:.2f} tiles/s"
             self._now_and_then(title, line)
@@ -70,7 +72,7 @@ def describe(record: Mapping[str, Any]) -> str:
     if record["kind"] == "epoch":
         return f"epoch {record['epoch']}, mean loss {record['loss']:.4f}"
     scores = "  ".join(f"{name.upper()} {record[name]:.3f}" for name in ("dice", "aji", "pq"))
-    return f"step {record['step']}, {record['protocol']} on {record['tiles']} tiles  {scores}"
+    return f"step {record['step']}, {record['protocol']} on {counted(record['tiles'], 'tile')}  {scores}"
 
 
 class ProgressMonitor(Monitor):

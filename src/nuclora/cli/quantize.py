@@ -49,6 +49,6 @@ def quantize(
     typer.echo(f"{out}: {size:.1f} MB, its network in 8 bits by {counted(made.calibrated, 'window')}{few}")
     typer.echo(
         f"in {counted(made.checked, 'window')} of {'other images' if made.apart else 'the same image'} it finds "
-        f"{made.nuclei} nuclei, in float32 {made.nuclei_float}; PQ of the one against the other {made.pq:.3f}"
+        f"{made.nuclei:,} nuclei, in float32 {made.nuclei_float:,}; PQ of the one against the other {made.pq:.3f}"
     )
     typer.echo(f"use it with: nuclora predict IMAGE... -a {shlex.quote(str(out))} --backend openvino --precision int8")

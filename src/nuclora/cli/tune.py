@@ -28,6 +28,7 @@ def tune(
 
     from nuclora.cli.progress import ProgressMonitor
     from nuclora.cli.runs import parse_folds
+    from nuclora.data.folds import fold_name
     from nuclora.report.tuning import print_thresholds
     from nuclora.run import Run
     from nuclora.training.interrupt import Interrupt
@@ -37,7 +38,7 @@ def tune(
     monitor = ProgressMonitor()
 
     def progress(fold: int, done: int, total: int) -> None:
-        monitor.evaluated(f"fold {fold}, tuning", done, total)
+        monitor.evaluated(f"{fold_name(fold)}, tuning", done, total)
         interrupt.check()
 
     try:

@@ -189,7 +189,8 @@ def make_folds(
     units = len(tiles) if by == "tile" else len(tiles.groups)
     if not 2 <= k <= units:
         what = counted(units, "tile" if by == "tile" else "organ")
-        mend = f"choose 2 to {units} folds" if units >= 2 else f"add {'tiles' if by == 'tile' else 'organs'}"
+        wanted = "2" if units == 2 else f"2 to {units}"
+        mend = f"choose {wanted} folds" if units >= 2 else f"add {'tiles' if by == 'tile' else 'organs'}"
         raise NucloraError(f"{counted(k, 'fold')} of {what}", path=tiles.root, mend=mend)
     if not 0 <= seed < 2**32:
         raise NucloraError(f"{seed} is no seed", mend="choose a whole number from 0 to 4294967295")
@@ -249,7 +250,7 @@ def inner_split(table: FoldTable, fold: int, *, fraction: float = 0.125, seed: i
     training = table.train(fold)
     if len(training) < 2:
         raise NucloraError(
-            f"fold {fold} has {counted(len(training), 'training tile')}", mend="inner validation needs two"
+            f"{fold_name(fold)}: {counted(len(training), 'training tile')}", mend="inner validation needs two"
         )
     ranked: defaultdict[str, list[str]] = defaultdict(list)
     for row in table.rows:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from nuclora.data.tiles import Sample
+from nuclora.data.tiles import Sample, counted
 from nuclora.data.tissue import LOOKS, Field, Look, Nuclei, Pose, Scene, blob, lay_out, noise, step
 from nuclora.errors import NucloraError
 from nuclora.files import atomic_folder, disk_errors, hold_file, place_of_new
@@ -258,7 +258,9 @@ def write_dataset(dest: Path, *, tiles: int, size: int, organs: int, seed: int) 
     if not 1 <= organs <= len(ORGANS):
         raise NucloraError(f"{organs} synthetic organs cannot be made", mend=f"ask for 1 to {len(ORGANS)}")
     if tiles < organs:
-        raise NucloraError(f"{tiles} tiles are too few for {organs} organs", mend="ask for a tile an organ at least")
+        raise NucloraError(
+            f"{counted(tiles, 'tile')} for {counted(organs, 'organ')}", mend="ask for a tile an organ at least"
+        )
     with disk_errors(dest):
         dest.parent.mkdir(parents=True, exist_ok=True)
     with hold_file(dest, "data set", patience=0), atomic_folder(dest) as root:

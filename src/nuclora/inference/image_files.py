@@ -107,7 +107,9 @@ def _mend(files: Sequence[Path], usual: str) -> str:
 
 def _is_image(path: Path) -> bool:
     own = path.name.lower().endswith((*OWN_ENDINGS, _DICOM))
-    return path.suffix.lower() in SUFFIXES and not own and not is_junk(path) and path.is_file()
+    # A link to no file is told of where it is read, and not left out in silence.
+    is_there = path.is_file() or (path.is_symlink() and not path.exists())
+    return path.suffix.lower() in SUFFIXES and not own and not is_junk(path) and is_there
 
 
 def _refuse_equal_names(images: Sequence[ImageFile]) -> None:

@@ -231,7 +231,9 @@ class OutputFolder:
             be of two makes.
         """
         record = self.records.get(image.name)
-        there = [output for output in FORMATS if record is not None and self.path(image.name, output).exists()]
+        # What somebody else has put there is not ours to replace.
+        ours = record.formats if record else ()
+        there = [output for output in ours if self.path(image.name, output).exists()]
         wanted = [output for output in FORMATS if output in formats or output in there]
         begun = Record(image.name, str(image.path.resolve()), sha256, made_by, wanted)
         if record is not None and not self._overwrite:

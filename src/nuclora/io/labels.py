@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +30,9 @@ def read_labels(path: Path) -> NDArray[np.int32]:
     """
     try:
         labels: NDArray[np.int32] = tifffile.imread(path)
-    except (OSError, ValueError, IndexError, struct.error, tifffile.TiffFileError) as error:
-        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    # Damaged bytes lead its decoders to raise nearly anything, sizes beyond the memory too.
+    except Exception as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())
         raise NucloraError(f"cannot read the label map ({reason})", path=path, mend=_MEND) from error
     if labels.ndim != 2 or labels.dtype != np.int32:
         raise NucloraError(f"not a label map: {labels.dtype} of shape {labels.shape}", path=path, mend=_MEND)

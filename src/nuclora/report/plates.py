@@ -181,7 +181,8 @@ def _training_plates(run: Run) -> Iterator[Plate]:
         # Folds may differ in it by a tile.
         counts = sorted({record["tiles"] for record in known_validations})
         count = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
-        tiles = "of the fold's test tiles" if run.recipe.train.validate_on == "test" else "inner validation tiles"
+        inner = "inner validation tile" if counts == [1] else "inner validation tiles"
+        tiles = "of the fold's test tiles" if run.recipe.train.validate_on == "test" else inner
         protocol = known_validations[0]["protocol"]
         yield Plate(
             "training",
@@ -227,11 +228,12 @@ def _example_plates(run: Run, tiles: TileSet, protocol: str, scored: str) -> Ite
     shown = {sorted(of_fold)[int(place)] for place in np.linspace(0, len(of_fold) - 1, _MOST_EXAMPLES)}
     for fold, rows in sorted((fold, rows) for fold, rows in of_fold.items() if fold in shown):
         names = ", ".join(f"{rank} {row['tile']}" for rank, row in ranked(rows))
+        of_tiles = f"{len(rows)} {scored if len(rows) > 1 else scored.removesuffix('s')}"
         yield Plate(
             "examples",
             f"fold-{fold}-{protocol}",
             f"Fold {fold}, {protocol}: image, truth, prediction",
-            f"Of {len(rows)} {scored}, by AJI: {names}. Middle: the colours only tell neighbours apart. Right: errors "
+            f"Of {of_tiles}, by AJI: {names}. Middle: the colours only tell neighbours apart. Right: errors "
             "are told by outline and hatch as well as by colour; an outline that is too poor counts as a missed "
             "nucleus and a false prediction.",
             lambda rows=rows: overlays.examples(pick_examples(run, tiles, protocol, rows)),  # type: ignore[misc]

@@ -15,7 +15,7 @@ from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGr
 from accelerate.state import AcceleratorState
 
 from nuclora.data import open_tiles
-from nuclora.data.folds import ALL_TILES, FoldTable, make_folds, scored_tiles
+from nuclora.data.folds import ALL_TILES, FoldTable, fold_name, make_folds, scored_tiles
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError, shortage_told
 from nuclora.evaluation import Evaluation
@@ -157,7 +157,9 @@ class CrossValidation:
             NucloraError: As there.
             Stopped: A stop was asked for; everything is saved.
         """
-        with shortage_told():
+        with shortage_told(
+            "lower prompts.chunk or set train.checkpointing=true; or, in another -o, a lower input.size"
+        ):
             return self._run(monitor, patience)
 
     def _run(self, monitor: Monitor | None, patience: float) -> Run:
@@ -291,7 +293,7 @@ class _Work:
 
         def progress(done: int, total: int) -> None:
             self.note_session()
-            self.monitor.evaluated(f"fold {fold}, tuning", done, total)
+            self.monitor.evaluated(f"{fold_name(fold)}, tuning", done, total)
             interrupt.check()
 
         tune_fold(self.run, fold, self.tiles, self._adapter(fold), progress)

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 
 from nuclora.allocator import keep_freed_memory
+from nuclora.data.folds import fold_name
 from nuclora.data.tiles import Tile, TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.predictor import Predictor
@@ -201,7 +202,7 @@ class FoldTrainer:
         value = float(self.accelerator.reduce(total, "mean"))
         if not math.isfinite(value):
             raise NucloraError(
-                f"the loss of fold {self.fold} is {value} at epoch {epoch + 1}, step {step + 1}",
+                f"{fold_name(self.fold)}: the loss is {value} at epoch {epoch + 1}, step {step + 1}",
                 mend=_NOT_FINITE,
             )
         seconds = time.perf_counter() - started
@@ -270,7 +271,7 @@ class FoldTrainer:
             state = trained_state(self.model)
             if not all(bool(torch.isfinite(value).all()) for value in state.values()):
                 raise NucloraError(
-                    f"the weights of fold {self.fold} are no longer finite after step {done}", mend=_NOT_FINITE
+                    f"{fold_name(self.fold)}: the weights are no longer finite after step {done}", mend=_NOT_FINITE
                 )
             position: dict[str, Any] = {
                 "step": done,

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from nuclora.data import open_tiles
-from nuclora.data.folds import ALL_TILES, inner_split
+from nuclora.data.folds import ALL_TILES, fold_name, inner_split
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.inference.loading import load_model
@@ -123,10 +123,10 @@ def tune_run(
     chosen = trained if folds is None else list(folds)
     for fold in chosen:
         if fold not in trained:
-            raise NucloraError(f"fold {fold} is not trained", path=run.folder, mend="train it with `nuclora cv`")
+            raise NucloraError(f"{fold_name(fold)}: not trained", path=run.folder, mend="train it with `nuclora train`")
         _require_unevaluated(run, fold)
     if not chosen:
-        raise NucloraError("no fold is trained", path=run.folder, mend="train it with `nuclora cv`")
+        raise NucloraError("no fold is trained", path=run.folder, mend="train it with `nuclora train`")
     root = Path(run.info["data"]["root"])
     if not root.is_dir():
         raise NucloraError("the run's tiles are no longer there", path=root, mend="put them back")
