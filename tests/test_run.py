@@ -47,6 +47,20 @@ def test_a_run_reads_back_what_it_was_started_with(tmp_path):
     assert run.info["folds_sha256"] == TABLE.sha256
 
 
+def test_what_killed_writers_left_is_removed(tmp_path):
+    run = _start(tmp_path / "run")
+    labels = run.fine_tuned(1, "automatic").folder / "labels" / "human liver"
+    other = run.fold_folder(2)
+    for folder in (run.folder, run.fold_folder(1), labels, other):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".checkpoint.safetensors.0a1b2c3d.tmp").touch()
+        (folder / "mine.tmp").touch()
+    run.begin_session("no")
+    with run.locked(1):
+        assert sorted(path.parent for path in run.folder.rglob(".*.tmp")) == [other]
+    assert len(list(run.folder.rglob("mine.tmp"))) == 4
+
+
 def test_each_session_is_noted_and_places_may_move(tmp_path):
     _start(tmp_path / "run").begin_session("no")
     moved = {"root": "/elsewhere", "format": "nuinsseg"}

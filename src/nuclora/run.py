@@ -31,7 +31,7 @@ from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation, Row
-from nuclora.files import AppendLog, damaged, disk_errors, hold, require_utf8, unreadable, write_atomic
+from nuclora.files import AppendLog, damaged, disk_errors, hold, remove_torn, require_utf8, unreadable, write_atomic
 from nuclora.machine import environment
 from nuclora.recipe import Recipe, load_recipe
 
@@ -219,6 +219,7 @@ class Run:
         """
         # Processes that were started together note theirs together.
         with hold(self.folder, "run", patience=60):
+            remove_torn(self.folder)
             # Other processes may have noted theirs since this one opened the run.
             self.info["sessions"] = [*Run(self.folder).info["sessions"], {**environment(), "precision": precision}]
             write_atomic(self.folder / "run.json", json.dumps(self.info, indent=2) + "\n")
@@ -238,6 +239,8 @@ class Run:
         with disk_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         with hold(folder, what, patience):
+            # A killed process may leave a checkpoint of a hundred megabytes.
+            remove_torn(folder, deep=True)
             yield
 
     @property

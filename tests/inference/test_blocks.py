@@ -233,3 +233,21 @@ def test_all_blocks_that_see_a_nucleus_agree_on_its_owner() -> None:
             seen = Nuclei(labels[:, columns.start : columns.stop], np.ones(1, np.float32))
             owners.append(len(own(seen, half).scores))
         assert sum(owners) == 1
+
+
+@pytest.mark.parametrize("adapters_microns", [None, 2.0, 8.0])
+def test_tissue_is_looked_up_where_it_lies_at_any_scale(adapters_microns, island, tmp_path):
+    with open_slide(write_slide(tmp_path / "slide.tif", island, 4.0)) as slide:
+        canvas = make_canvas(slide, None, adapters_microns)
+        tissue = find_tissue(canvas)
+
+    def meets(rows, columns):
+        return tissue.meets(
+            *(range(int(first / canvas.scale), int(stop / canvas.scale)) for first, stop in (rows, columns))
+        )
+
+    # Two pixels at each corner and in the middle; far to all sides.
+    for row, column in ((204, 254), (204, 394), (314, 254), (314, 394), (260, 325)):
+        assert meets((row, row + 2), (column, column + 2))
+    for rows, columns in (((0, 150), (0, 700)), ((370, 600), (0, 700)), ((0, 600), (0, 200)), ((0, 600), (450, 700))):
+        assert not meets(rows, columns)

@@ -23,6 +23,7 @@ from nuclora.inference import hashes, provenance, scale
 from nuclora.inference import image_worker as module
 from nuclora.inference.canvas import SlideOptions
 from nuclora.inference.engine import LocalEngine, Progress
+from nuclora.inference.hashes import read_hash
 from nuclora.inference.image_files import find_images
 from nuclora.inference.images import Outcome, predict_images
 from nuclora.inference.jobs import How
@@ -694,3 +695,17 @@ def test_killed_after_two_attempts_it_goes_on(prediction: Prediction) -> None:
     with open_outputs(prediction.out) as folder:
         folder.refuse_conflict(image, "0" * 64, made_by)
         assert folder.begin(image, "0" * 64, made_by, ["table"]) == ["table"]
+
+
+def test_a_file_that_changes_while_it_is_hashed_is_hashed_again(tmp_path, monkeypatch):
+    path = tmp_path / "image.png"
+    path.write_bytes(b"before")
+
+    def hash_file(path):
+        path.write_bytes(b"after it was read")
+        return "0" * 64
+
+    monkeypatch.setattr(hashes, "_GRAIN_NS", -(10**18))
+    assert read_hash(path).stamp is not None
+    monkeypatch.setattr(hashes, "hash_file", hash_file)
+    assert read_hash(path).stamp is None

@@ -9,16 +9,18 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from adapters import write_adapter
 from nuclora.data.synthetic import ORGANS, synthesize_tile
 from nuclora.data.targets import dense_targets
 from nuclora.errors import NucloraError
 from nuclora.inference.loading import load_model
 from nuclora.inference.predictor import Maps, Predictor
+from nuclora.models.adapter import read_card, write_card
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.models.preprocess import prepare
 from nuclora.models.sam import MaskPrediction
-from nuclora.recipe import AdapterSettings, DenseSettings, EvaluateSettings
+from nuclora.recipe import AdapterSettings, DenseSettings, EvaluateSettings, load_recipe
 
 BOXES = np.array([[3, 4, 20, 30], [40, 10, 55, 22], [0, 0, 79, 47], [70, 40, 78, 46], [9, 9, 9, 9]], np.float32)
 
@@ -207,3 +209,45 @@ def test_scores_are_calibrated(tiny_sam_folder):
     assert len(found.scores) == 2
     assert found.scores.min() >= 0.1
     assert found.scores.max() <= 0.2
+
+
+@pytest.mark.parametrize("iou", [0.0, 1.0])
+def test_a_loaded_adapter_goes_by_its_card_and_recipe(tiny_sam_folder, tmp_path, iou):
+    base, folder = load_base("custom", tiny_sam_folder), tmp_path / "adapter"
+    recipe = load_recipe("smoke", ["base=custom", "input.size=64", f"loss.iou={iou}"])
+    write_adapter(folder, adapt(base.model, recipe.adapter, seed=0), base, recipe, "minmax")
+    write_card(folder, read_card(folder).model_copy(update={"microns_per_pixel": 0.3, "thresholds": {"min_size": 7}}))
+    found = load_model(folder, weights=tiny_sam_folder)
+    assert (found.input_size, found.normalise, found.microns_per_pixel) == (64, "minmax", 0.3)
+    assert found.settings.min_size == 7
+    # Fine-tuning trains the single mask, and the predicted IoU where it has a loss.
+    assert (found.multimask_points, found.iou_trained) == (False, iou > 0)
+    as_it_came = load_model("custom", weights=tiny_sam_folder)
+    assert (as_it_came.multimask_points, as_it_came.iou_trained) == (True, True)
+
+
+def test_with_a_dense_decoder_images_are_smoothed_as_in_training(tiny_sam_folder, monkeypatch):
+    model, image, shown = load_base("custom", tiny_sam_folder).model, _image(64, 64), []
+    predictor = Predictor(model, input_size=32, normalise="unit", dense=DenseSettings(window=64))
+    smooth = prepare(image, 32, "unit", antialias=True)
+    pixels, own = predictor.window_inputs(image)
+    assert torch.equal(pixels[0], smooth)
+    assert torch.equal(own[0], prepare(image, 64, "unit"))
+    monkeypatch.setattr(model, "encode", lambda pixels: shown.append(pixels[0]))
+    predictor.encode(image)
+    Predictor(model, input_size=32, normalise="unit").encode(image)
+    assert torch.equal(shown[0], smooth)
+    assert torch.equal(shown[1], prepare(image, 32, "unit"))
+
+
+def test_a_model_in_training_finds_nuclei_in_evaluation_mode(tiny_sam_folder):
+    model, modes = load_base("custom", tiny_sam_folder).model, []
+
+    def network(pixels, own):
+        modes.append(model.training)
+        return torch.zeros(1, 5, 32, 32)
+
+    predictor = Predictor(model, input_size=64, normalise="unit", dense=DenseSettings(window=64), network=network)
+    model.train()
+    predictor.maps(_image(64, 64), 1)
+    assert modes == [False]

@@ -131,3 +131,37 @@ def test_mobile_sam_with_truth_boxes_on_a_real_tile(shared_data: Path) -> None:
     result = score(sample.labels, labels, sample.ignore)
     assert result["aji"] > 0.4
     assert result["dice"] > 0.7
+
+
+def test_small_nuclei_are_left_out_of_points_too(make_fake):
+    truth = np.zeros((64, 64), np.int32)
+    truth[20:30, 20:30] = 1
+    for least, count in ((50, 1), (500, 0)):
+        settings = SETTINGS.model_copy(update={"min_size": least})
+        assert segment(make_fake(64), _image((64, 64)), truth, "oracle-point", settings).max() == count
+
+
+def test_a_base_answers_oracle_points_with_nuclei_and_not_the_whole_tissue(make_fake):
+    truth = np.zeros((64, 64), np.int32)
+    truth[10:20, 10:20], truth[40:50, 40:50] = 1, 2
+    settings = SETTINGS.model_copy(update={"grid": GridSettings(points_per_side=4, largest_share=0.1)})
+    several, one = (
+        segment(make_fake(64, multimask_points=many), _image((64, 64)), truth, "oracle-point", settings)
+        for many in (True, False)
+    )
+    assert one.max() == 2
+    np.testing.assert_array_equal(several, one)
+
+
+def test_what_two_oracles_claim_goes_to_the_one_that_is_surer_there(make_fake):
+    truth = np.zeros((64, 64), np.int32)
+    # The box of the first reaches over the left of the second.
+    truth[4:40, 4:8] = truth[36:40, 4:24] = 1
+    truth[8:28, 12:50] = 2
+    boxes = segment(make_fake(64), _image((64, 64)), truth, "oracle-box", SETTINGS)
+    assert (boxes[12:24, 23] == 2).all()
+    near = np.zeros((64, 64), np.int32)
+    near[20:27, 20:27], near[20:27, 28:35] = 1, 2
+    points = segment(make_fake(64), _image((64, 64)), near, "oracle-point", SETTINGS)
+    assert (points[23, 20:27] == 1).all()
+    assert (points[23, 29:35] == 2).all()

@@ -14,7 +14,7 @@ from nuclora.inference.predictor import Nuclei
 from nuclora.inference.scale import labels_back, rescale, scale_to
 from nuclora.io.slides import open_slide
 from slide_makers import write_slide
-from spots import SpotPredictor, spots
+from spots import SETTINGS, SpotPredictor, spots
 
 
 @pytest.mark.parametrize(
@@ -128,3 +128,31 @@ def test_an_image_that_would_be_too_large_is_refused(monkeypatch: pytest.MonkeyP
 def test_a_size_that_no_pixel_has_is_refused(mpp: float) -> None:
     with pytest.raises(NucloraError, match=r"^mpp .*: not a plausible size of a pixel"):
         DarkPredictor(0.25).nuclei(_discs(), mpp=mpp)
+
+
+class AskedPredictor(SpotPredictor):
+    def __init__(self):
+        super().__init__()
+        self.microns_per_pixel = 0.25
+        self.asked = []
+
+    def maps(self, image, views, **options):
+        self.asked.append(views)
+        return image
+
+    def decode_maps(self, maps, shape, settings):
+        self.asked.append(settings)
+        return Nuclei(np.zeros(shape, np.int32), np.zeros(0, np.float32))
+
+
+def test_settings_that_are_given_go_before_the_adapters_own():
+    predictor, image = AskedPredictor(), np.zeros((20, 30, 3), np.uint8)
+    other = SETTINGS.with_views(4).model_copy(update={"min_size": 7})
+    predictor.nuclei(image, other)
+    predictor.segment(image, "automatic", other)
+    predictor.segment(image, "automatic", other, mpp=0.5)
+    assert predictor.asked == [4, other] * 3
+    predictor.asked.clear()
+    predictor.nuclei(image)
+    predictor.segment(image)
+    assert predictor.asked == [SETTINGS.decode.views, SETTINGS] * 2

@@ -19,6 +19,7 @@ from skimage.measure import regionprops
 from nuclora.data.images import read_image
 from nuclora.errors import NucloraError
 from nuclora.inference import slides as module
+from nuclora.inference.blocks import Found
 from nuclora.inference.canvas import Region, SlideOptions, open_canvas
 from nuclora.inference.engine import LocalEngine, NamedProgress
 from nuclora.inference.image_files import find_images
@@ -420,3 +421,30 @@ def test_slides_that_cannot_be_read_do_not_stop_the_others(image: np.ndarray, tm
     assert "cannot be read at" in told["torn.tif"]
     assert "OpenSlide" in told["letter.svs"]
     assert all("\n" not in line for line in told.values())
+
+
+def test_a_nucleus_with_a_hole_keeps_its_rings_and_so_do_those_after_it(tmp_path):
+    ring = np.array([[0, 0], [8, 0], [8, 8], [0, 8], [0, 0]], float)
+    outlines = [[ring], [ring + 10, ring / 4 + 12], [ring[:3] + 30]]
+    parts = Parts(tmp_path / "parts", {})
+    parts.write(0, Found((3, 4), np.eye(3, dtype=np.int32), {"label": np.arange(1, 4)}, outlines), 1.0)
+    found = parts.read(0).outlines
+    assert [len(rings) for rings in found] == [1, 2, 1]
+    for rings, expected in zip(found, outlines, strict=True):
+        for one, other in zip(rings, expected, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_a_slide_is_seen_in_as_many_views_as_are_asked_for(tmp_path):
+    counts = set()
+
+    class Counting(SpotPredictor):
+        def window_planes(self, window, count):
+            counts.add(count)
+            return super().window_planes(window, count)
+
+    path = write_slide(tmp_path / "slide.tif", spots(90, 90), 4.0)
+    how = How({"adapter": {}, "settings": {}, "precision": "no"}, Counting, ("table",), SETTINGS.with_views(4))
+    with open_outputs(tmp_path / "out") as folder:
+        predict_images(find_images([path]), folder, how, engine=LocalEngine())
+    assert counts == {4}

@@ -17,10 +17,13 @@ from nuclora.data.folds import make_folds
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation
+from nuclora.inference import standalone
 from nuclora.inference.evaluate import evaluate_tiles
 from nuclora.inference.loading import load_model
 from nuclora.inference.protocols import DESCRIPTIONS
+from nuclora.inference.provenance import identify_adapter
 from nuclora.inference.standalone import NO_FOLD, evaluate_source, find_source
+from nuclora.models.adapter import CARD, CONFIG, AdapterCard, read_card, write_card
 from nuclora.models.checkpoints import load_base
 from nuclora.models.lora import adapt
 from nuclora.recipe import EvaluateSettings, GridSettings, load_recipe
@@ -231,3 +234,63 @@ def test_wrong_use_of_the_command(labelled_tiles: TileSet, tmp_path: Path, argum
     words = [str(labelled_tiles.root) if word == "DATA" else word for word in arguments]
     with pytest.raises(NucloraError, match=told):
         CliRunner().invoke(app, ["evaluate", *words, "-o", str(tmp_path / "out")], catch_exceptions=False)
+
+
+def test_each_fold_is_segmented_with_the_thresholds_of_its_own_adapter(
+    run, labelled_tiles, tiny_sam_folder, tmp_path, monkeypatch
+):
+    for fold in (1, 2):
+        folder = run.adapter_folder(fold)
+        write_card(folder, read_card(folder).model_copy(update={"thresholds": {"core": 0.1 * fold, "min_size": fold}}))
+    source = find_source(str(run.folder), labelled_tiles)
+    assert {fold: (of.decode.core, of.min_size) for fold, of in source.settings.items()} == {1: (0.1, 1), 2: (0.2, 2)}
+    assert find_source(str(run.adapter_folder(2)), labelled_tiles).settings[NO_FOLD] == source.settings[2]
+    asked = {}
+
+    def evaluate(predictor, tiles, fold_of, protocols, settings, *_):
+        asked.update({tile.name: settings.min_size for tile in tiles})
+
+    monkeypatch.setattr(standalone, "evaluate_tiles", evaluate)
+    options = {"protocols": ["oracle-box"], "settings": source.settings, "weights": tiny_sam_folder}
+    evaluate_source(source, labelled_tiles, tmp_path / "out", **options)
+    assert asked == source.fold_of
+
+
+def test_a_base_of_other_weights_is_another(labelled_tiles, tiny_sam_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(standalone, "evaluate_tiles", lambda *_: None)
+    other = shutil.copytree(tiny_sam_folder, tmp_path / "other")
+    content = bytearray((other / "model.safetensors").read_bytes())
+    content[-4] ^= 1
+    (other / "model.safetensors").write_bytes(content)
+    source = find_source("custom", labelled_tiles)
+    options = {"protocols": ["oracle-box"], "settings": {NO_FOLD: SETTINGS}}
+    evaluate_source(source, labelled_tiles, tmp_path / "out", weights=tiny_sam_folder, **options)
+    with pytest.raises(NucloraError, match="something else: other models"):
+        evaluate_source(source, labelled_tiles, tmp_path / "out", weights=other, **options)
+
+
+def test_of_how_many_tiles_automatic_is_told(labelled_tiles, tiny_sam_folder, tmp_path):
+    settings = SETTINGS.model_copy(update={"automatic_tiles": 2})
+    summary = evaluate_source(
+        find_source("custom", labelled_tiles),
+        labelled_tiles,
+        tmp_path / "out",
+        protocols=["automatic"],
+        settings={NO_FOLD: settings},
+        weights=tiny_sam_folder,
+    )
+    assert (summary["protocols"]["automatic"]["tiles"], summary["protocols"]["automatic"]["of_tiles"]) == (2, 2)
+
+
+def test_every_file_that_makes_an_adapter_tells_it_from_another(tmp_path):
+    card = AdapterCard(base="custom", base_sha256="0" * 64, input_size=64, normalise="unit", recipe={})
+    files = (CARD, CONFIG, "adapter_model.safetensors", "dense_decoder.safetensors", "dense_int8.xml", "dense_int8.bin")
+    for name in files:
+        (tmp_path / name).write_text("a")
+    known = {identify_adapter(tmp_path, card)["adapter_sha256"]}
+    for name in files:
+        (tmp_path / name).write_text("b")
+        known.add(identify_adapter(tmp_path, card)["adapter_sha256"])
+    assert len(known) == len(files) + 1
+    (tmp_path / "README.md").write_text("who made it")
+    assert identify_adapter(tmp_path, card)["adapter_sha256"] in known

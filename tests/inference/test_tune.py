@@ -8,7 +8,7 @@ from nuclora.data.targets import dense_targets
 from nuclora.errors import NucloraError
 from nuclora.inference import tune
 from nuclora.inference.predictor import Maps
-from nuclora.inference.tune import Prediction, Trial, tune_decode
+from nuclora.inference.tune import Prediction, Trial, _trial, tune_decode
 from nuclora.metrics import aji, panoptic_quality
 from nuclora.recipe import DecodeSettings
 
@@ -134,3 +134,15 @@ def test_a_second_round_finds_what_the_first_made_worth_while(monkeypatch):
     assert (first, last) == ("agreement", "min_size")
     settings, min_size, _ = tune_decode([None, None], DecodeSettings(), 10)
     assert (settings.agreement, min_size) == (0.6, 50)
+
+
+def test_a_gain_counts_from_one_standard_error_of_its_mean():
+    def trial(*by_tile):
+        return Trial(DecodeSettings(), 10, 0, 0, 0, by_tile)
+
+    # Errors are .101 and .113.
+    assert trial(0.8, 0.45, 0.8, 0.45).clearly_better_than(trial(0.5, 0.5, 0.5, 0.5))
+    assert not trial(0.8, 0.41, 0.8, 0.41).clearly_better_than(trial(0.5, 0.5, 0.5, 0.5))
+    made = _trial(DecodeSettings(), 10, np.array([[0.9, 0.2, 0.4], [0.7, 0.6, 0.8]]))
+    assert made.by_tile == pytest.approx((0.3, 0.7))
+    assert (made.dice, made.objective) == pytest.approx((0.8, 0.5))

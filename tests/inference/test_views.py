@@ -33,3 +33,9 @@ def test_undo_leaves_its_input_alone():
     before = maps.copy()
     undo(maps, views(8)[7])
     np.testing.assert_array_equal(maps, before)
+
+
+def test_the_first_two_and_four_views_keep_the_axes():
+    image = np.arange(9).reshape(3, 3)
+    shown = [show(image, view).tolist() for view in views(4)]
+    assert shown == [one.tolist() for one in (image, image[::-1, ::-1], image[:, ::-1], image[::-1])]

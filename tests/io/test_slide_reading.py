@@ -13,7 +13,8 @@ import tifffile
 from PIL import Image
 
 from nuclora.errors import NucloraError
-from nuclora.io.microns import of_openslide
+from nuclora.io import pyramid
+from nuclora.io.microns import _by_ome, of_openslide
 from nuclora.io.slides import OpenSlideSlide, TiffSlide, is_slide, open_slide
 from slide_makers import halve, write_dicom, write_slide
 
@@ -151,6 +152,7 @@ def test_the_file_says_how_large_a_pixel_is_unless_told(ome: bool, image: np.nda
         ({"openslide.objective-power": "40"}, 0.25),
         ({"openslide.objective-power": "0", "tiff.ResolutionUnit": "inch", "tiff.XResolution": "50800"}, 0.5),
         ({"openslide.mpp-x": "254", "openslide.mpp-y": "254"}, None),
+        ({"openslide.mpp-x": "0.25", "openslide.mpp-y": "0"}, 0.25),
         ({"tiff.ResolutionUnit": "inch", "tiff.XResolution": "96"}, None),
         ({"openslide.mpp-x": "?"}, None),
         ({}, None),
@@ -375,3 +377,66 @@ def test_real_slides(name: str, size: tuple[int, int], microns: float | None, sh
         half = slide.read(512, 512, 512, 512, 2.0).astype(int)
         # The coarser level is another compression, and lies up to a pixel apart.
         assert np.abs(half - halve(fine)).mean() < (1.01 if len(slide.levels) == 1 else 12)
+
+
+def test_tiles_need_not_be_square(image, tmp_path):
+    tifffile.imwrite(tmp_path / "slide.tif", image, photometric="rgb", tile=(32, 80), compression="zlib", metadata=None)
+    with TiffSlide(tmp_path / "slide.tif", None) as slide:
+        np.testing.assert_array_equal(slide.read(0, 0, 301, 230), image)
+        np.testing.assert_array_equal(slide.read(90, 40, 150, 77), image[40:117, 90:240])
+
+
+def test_a_tile_that_the_file_leaves_out_is_glass(tmp_path):
+    there = np.full((64, 64, 3), 50, np.uint8)
+    options = {"shape": (64, 128, 3), "dtype": np.uint8, "tile": (64, 64), "photometric": "rgb", "metadata": None}
+    tifffile.imwrite(tmp_path / "slide.tif", iter([there, None]), **options)
+    with TiffSlide(tmp_path / "slide.tif", None) as slide:
+        seen = slide.read(0, 0, 128, 64)
+    assert (seen[:, :64] == 50).all()
+    assert (seen[:, 64:] == 255).all()
+
+
+def test_openslide_gives_a_pixel_of_a_coarser_level_whatever_is_read_with_it(image, tmp_path):
+    openslide = pytest.importorskip("openslide")
+    # Of odd sides: the levels' pixels do not lie under each other.
+    with OpenSlideSlide(openslide, write_slide(tmp_path / "slide.tif", image), None) as slide:
+        whole = slide.read_level(1, 0, 0, *slide.levels[1])
+        np.testing.assert_array_equal(slide.read_level(1, 41, 33, 70, 50), whole[33:83, 41:111])
+
+
+@pytest.mark.parametrize("scale", [0.7, 2.3])
+def test_a_picture_read_in_pieces_is_the_same(scale, image, tmp_path, monkeypatch):
+    with open_slide(write_slide(tmp_path / "slide.tif", image)) as slide:
+        whole = slide.read(-5, 3, 280, 220, scale)
+        monkeypatch.setattr(pyramid, "_AT_ONCE", 40)
+        np.testing.assert_array_equal(slide.read(-5, 3, 280, 220, scale), whole)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "microns"),
+    [
+        ('PhysicalSizeX="0.4" PhysicalSizeY="0.6"', 0.5),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="µm"', 0.5),
+        ('PhysicalSizeX="500" PhysicalSizeXUnit="nm"', 0.5),
+        ('PhysicalSizeX="5e-4" PhysicalSizeXUnit="mm"', 0.5),
+        ('PhysicalSizeX="5e-5" PhysicalSizeXUnit="cm"', 0.5),
+        ('PhysicalSizeX="5e-7" PhysicalSizeXUnit="m"', 0.5),
+        ('PhysicalSizeX="0.5" PhysicalSizeXUnit="pixel"', None),
+        ("", None),
+    ],
+)
+def test_microns_by_ome_xml_of_any_unit(sizes, microns):
+    xml = f'<OME xmlns="http://www.openmicroscopy.org/Schemas/OME/2016-06"><Image><Pixels {sizes}/></Image></OME>'
+    assert _by_ome(xml) == (pytest.approx(microns) if microns else None)
+
+
+@pytest.mark.parametrize(
+    ("unit", "in_one"), [("INCH", 25_400), ("CENTIMETER", 10_000), ("MILLIMETER", 1_000), ("MICROMETER", 1)]
+)
+def test_microns_by_the_resolution_of_both_axes_in_any_unit(unit, in_one, image, tmp_path):
+    resolution = in_one / 0.4, in_one / 0.6
+    tifffile.imwrite(
+        tmp_path / "slide.tif", image, photometric="rgb", resolution=resolution, resolutionunit=unit, metadata=None
+    )
+    with TiffSlide(tmp_path / "slide.tif", None) as slide:
+        assert slide.microns_per_pixel == pytest.approx(0.5, rel=1e-3)

@@ -5,7 +5,7 @@ import torch
 
 from nuclora.data.targets import MAPS
 from nuclora.models.checkpoints import build_base, load_base
-from nuclora.models.dense_decoder import DenseDecoder, _GroupNorm, activate
+from nuclora.models.dense_decoder import DenseDecoder, _GroupNorm, _resize, activate
 from nuclora.recipe import DenseSettings
 
 
@@ -73,3 +73,8 @@ def test_seed_alone_decides_and_the_global_generator_is_left_alone(tiny_sam_fold
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
     assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_features_are_enlarged_about_the_middles_of_their_cells():
+    found = _resize(torch.tensor([[[[0.0, 1.0]]]]), torch.zeros(1, 1, 1, 4))
+    torch.testing.assert_close(found.flatten(), torch.tensor([0, 0.25, 0.75, 1]))

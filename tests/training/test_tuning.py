@@ -8,6 +8,7 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from nuclora.cli.main import app
@@ -20,18 +21,22 @@ from nuclora.inference.loading import load_model
 from nuclora.inference.predictor import Maps, Predictor
 from nuclora.inference.scores import calibrate, find_nuclei, true_ious
 from nuclora.inference.standalone import find_source
+from nuclora.inference.tune import Trial
 from nuclora.metrics import OverlapTable
 from nuclora.models.adapter import (
     DENSE_WEIGHTS,
+    AdapterCard,
     read_card,
     read_recipe,
     read_tensors,
     save_half,
     shipped_adapter,
     tuned_settings,
+    write_card,
 )
 from nuclora.recipe import Recipe
 from nuclora.run import Run
+from nuclora.training import tuning
 from nuclora.training.crossval import cross_validate
 from nuclora.training.tuning import is_tuned, tune_fold, tune_run
 
@@ -267,3 +272,64 @@ def test_calibration_is_learnt_on_the_nuclei_that_count(run, tiny_data, tiny_sam
     saved = read_tensors(copy.adapter_folder(1) / DENSE_WEIGHTS)
     loaded = predictor.model.dense_decoder.state_dict()
     assert all((saved[name] == loaded[name]).all() for name in saved)
+
+
+@pytest.fixture
+def untuned(tmp_path, recipe, tiny_data):
+    """A run whose first fold has an adapter of a card alone, and its tiles, a copy."""
+    tiles = open_tiles(shutil.copytree(tiny_data, tmp_path / "tiles"))
+    run = Run.start(
+        tmp_path / "run",
+        recipe=recipe,
+        folds=make_folds(tiles, 2, 0),
+        base={"name": "custom", "sha256": "0", "path": "x"},
+        data={"root": str(tiles.root), "format": tiles.format, "sha256": tiles.digest()},
+    )
+    run.adapter_folder(1).mkdir(parents=True)
+    card = AdapterCard(
+        base="custom", base_sha256="0" * 64, input_size=64, normalise="unit", recipe=recipe.model_dump(mode="json")
+    )
+    write_card(run.adapter_folder(1), card)
+    return run, tiles
+
+
+def test_the_card_has_calibration_and_measures_of_what_was_chosen(untuned, monkeypatch):
+    run, tiles = untuned
+    samples = {tile.read().image.tobytes(): tile.read() for tile in tiles}
+
+    def maps_of(sample):
+        maps = dense_targets(sample.labels)
+        maps[0] *= 0.8
+        return Maps(maps, 6 * np.random.default_rng(0).random(maps[0].shape, dtype=np.float32))
+
+    class Exact:
+        def maps(self, image, count):
+            return maps_of(samples[image.tobytes()])
+
+    start = run.recipe.evaluate.decode
+    chosen = start.model_copy(update={"foreground": 0.7, "smooth": 2.5})
+    trials = [
+        Trial(start, 1, 0.1, 0.1, 0.1, (0.1,)),
+        Trial(chosen, 30, 0.2, 0.3, 0.4, (0.35,)),
+        Trial(chosen, 50, 0.1, 0.1, 0.1, (0.1,)),
+    ]
+    monkeypatch.setattr(tuning, "tune_decode", lambda *_: (chosen, 30, trials))
+    tune_fold(run, 1, tiles, Exact())
+    card = read_card(run.adapter_folder(1))
+    assert card.metrics == {"tuned_dice": 0.2, "tuned_aji": 0.3, "tuned_pq": 0.4}
+    assert (card.thresholds["foreground"], card.thresholds["min_size"]) == (0.7, 30)
+    scores, ious = [], []
+    for name in inner_split(run.folds, 1, seed=run.recipe.seed)[1]:
+        sample = tiles[name].read()
+        labels, found = find_nuclei(*maps_of(sample), sample.labels.shape, chosen, 30)
+        scores += found.tolist()
+        ious += true_ious(OverlapTable.from_labels(sample.labels, labels, sample.ignore)).tolist()
+    assert card.calibration == calibrate(np.array(scores, np.float32), np.array(ious))
+
+
+def test_tiles_that_were_changed_since_are_not_tuned_on(untuned):
+    run, tiles = untuned
+    first = tiles.tiles[0].image
+    Image.fromarray(255 - np.asarray(Image.open(first))).save(first)
+    with pytest.raises(NucloraError, match="differ"):
+        tune_run(run)

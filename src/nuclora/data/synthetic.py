@@ -279,7 +279,7 @@ def _write_tile(folder: Path, name: str, sample: Sample) -> None:
     for part in ("tissue images", "label masks modify"):
         (folder / part).mkdir(parents=True, exist_ok=True)
     Image.fromarray(sample.image).save(folder / "tissue images" / f"{name}.png", compress_level=1)
-    tifffile.imwrite(folder / "label masks modify" / f"{name}.tif", sample.labels.astype(np.uint16))
+    tifffile.imwrite(folder / "label masks modify" / f"{name}.tif", sample.labels.astype(np.uint16), compression="zlib")
     if sample.ignore.any():
         vague = folder / "vague areas" / "mask binary"
         vague.mkdir(parents=True, exist_ok=True)

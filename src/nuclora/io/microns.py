@@ -82,7 +82,7 @@ def _by_ome(xml: str) -> float | None:
 
 
 def _mean(axes: list[float | None]) -> float | None:
-    known = [axis for axis in axes if axis is not None]
+    known = [axis for axis in axes if axis]
     return _plausible(sum(known) / len(known)) if known else None
 
 

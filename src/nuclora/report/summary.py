@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from nuclora.data.folds import ALL_TILES, FoldTable, scored_tiles
 from nuclora.evaluation import Row
-from nuclora.files import write_atomic
+from nuclora.files import hold, write_atomic
 from nuclora.metrics.aggregate import paired_difference, summarise
 from nuclora.models.bases import BASES
 from nuclora.report.published import METRICS, NUINSSEG_TILES, PUBLISHED, PUBLISHED_FOLDS
@@ -77,7 +77,9 @@ def _dealt(table: FoldTable) -> str:
 def write_summary(run: Run) -> dict[str, Any]:
     """Write ``summary.json`` of a run and return what is in it; see :func:`summarise_run`."""
     summary = summarise_run(run)
-    write_atomic(run.summary_path, json.dumps(summary, indent=2) + "\n")
+    # Held, so that who removes what killed writers left takes no file that is being written.
+    with hold(run.folder, "run", patience=60):
+        write_atomic(run.summary_path, json.dumps(summary, indent=2) + "\n")
     return summary
 
 
