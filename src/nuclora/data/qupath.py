@@ -39,8 +39,8 @@ _OBJECTS = re.compile(rb'"object_?[tT]ype"\s*:\s*"(?:detection|cell)"|"Path(?:De
 # Of what is then parsed: nuclei may have been named, and not classified, so.
 _CLASSES = re.compile(rb'"nucleus', re.IGNORECASE)
 _OME = re.compile(r"\.ome$", re.IGNORECASE)
-# Before version 0.3 QuPath told the kind in the feature's id.
 _KINDS_OF_NUCLEI = frozenset({"annotation", "detection", "cell"})
+# Before version 0.3 QuPath told the kind in the feature's id.
 _OLD_KINDS = {
     "PathAnnotationObject": "annotation",
     "PathDetectionObject": "detection",
