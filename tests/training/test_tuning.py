@@ -231,6 +231,21 @@ def test_package_without_an_adapter_says_so(monkeypatch):
         shipped_adapter()
 
 
+class Exact:
+    """Predicts the truth of tiles, with so many pixels of doubt."""
+
+    def __init__(self, tiles, doubt):
+        self.samples = {sample.image.tobytes(): sample for sample in map(Tile.read, tiles)}
+        self.doubt = doubt
+        self.views = []
+
+    def maps(self, image, count):
+        self.views.append(count)
+        maps = dense_targets(self.samples[image.tobytes()].labels)
+        maps[0] *= 0.8
+        return Maps(maps, self.doubt * np.random.default_rng(0).random(maps[0].shape, dtype=np.float32))
+
+
 def test_calibration_is_learnt_on_the_nuclei_that_count(run, tiny_data, tiny_sam_folder, tmp_path, monkeypatch):
     copy, read = Run(shutil.copytree(run.folder, tmp_path / "run")), Tile.read
 
@@ -241,32 +256,22 @@ def test_calibration_is_learnt_on_the_nuclei_that_count(run, tiny_data, tiny_sam
         return Sample(sample.image, sample.labels, ignore)
 
     monkeypatch.setattr(Tile, "read", half_vague)
-    tiles, views = open_tiles(tiny_data), []
-    samples = {tile.read().image.tobytes(): tile.read() for tile in tiles}
-
-    def maps_of(sample):
-        maps = dense_targets(sample.labels)
-        maps[0] *= 0.8
-        doubt = 4 * np.random.default_rng(0).random(maps[0].shape, dtype=np.float32)
-        return Maps(maps, doubt)
-
-    class Exact:
-        def maps(self, image, count):
-            views.append(count)
-            return maps_of(samples[image.tobytes()])
-
-    tune_fold(copy, 1, tiles, Exact())
+    tiles = open_tiles(tiny_data)
+    exact = Exact(tiles, doubt=4)
+    tune_fold(copy, 1, tiles, exact)
+    views = set(exact.views)
     card = read_card(copy.adapter_folder(1))
     scores, ious = [], []
     for name in inner_split(copy.folds, 1, seed=copy.recipe.seed)[1]:
         sample = tiles[name].read()
-        labels, found = find_nuclei(*maps_of(sample), sample.labels.shape, copy.recipe.evaluate.decode, 10)
+        maps = exact.maps(sample.image, 2)
+        labels, found = find_nuclei(*maps, sample.labels.shape, copy.recipe.evaluate.decode, 10)
         table = OverlapTable.from_labels(sample.labels, labels, sample.ignore)
         assert 0 < len(table.pred_ids) < labels.max()
         scores += [found[label - 1] for label in table.pred_ids]
         ious += true_ious(table).tolist()
     assert card.calibration == calibrate(np.array(scores), np.array(ious))
-    assert set(views) == {2}
+    assert views == {2}
     predictor = load_model(copy.adapter_folder(1), weights=tiny_sam_folder)
     assert predictor.calibration == card.calibration
     saved = read_tensors(copy.adapter_folder(1) / DENSE_WEIGHTS)
@@ -295,17 +300,7 @@ def untuned(tmp_path, recipe, tiny_data):
 
 def test_the_card_has_calibration_and_measures_of_what_was_chosen(untuned, monkeypatch):
     run, tiles = untuned
-    samples = {tile.read().image.tobytes(): tile.read() for tile in tiles}
-
-    def maps_of(sample):
-        maps = dense_targets(sample.labels)
-        maps[0] *= 0.8
-        return Maps(maps, 6 * np.random.default_rng(0).random(maps[0].shape, dtype=np.float32))
-
-    class Exact:
-        def maps(self, image, count):
-            return maps_of(samples[image.tobytes()])
-
+    exact = Exact(tiles, doubt=6)
     start = run.recipe.evaluate.decode
     chosen = start.model_copy(update={"foreground": 0.7, "smooth": 2.5})
     trials = [
@@ -314,14 +309,15 @@ def test_the_card_has_calibration_and_measures_of_what_was_chosen(untuned, monke
         Trial(chosen, 50, 0.1, 0.1, 0.1, (0.1,)),
     ]
     monkeypatch.setattr(tuning, "tune_decode", lambda *_: (chosen, 30, trials))
-    tune_fold(run, 1, tiles, Exact())
+    tune_fold(run, 1, tiles, exact)
     card = read_card(run.adapter_folder(1))
     assert card.metrics == {"tuned_dice": 0.2, "tuned_aji": 0.3, "tuned_pq": 0.4}
     assert (card.thresholds["foreground"], card.thresholds["min_size"]) == (0.7, 30)
     scores, ious = [], []
     for name in inner_split(run.folds, 1, seed=run.recipe.seed)[1]:
         sample = tiles[name].read()
-        labels, found = find_nuclei(*maps_of(sample), sample.labels.shape, chosen, 30)
+        maps = exact.maps(sample.image, chosen.views)
+        labels, found = find_nuclei(*maps, sample.labels.shape, chosen, 30)
         scores += found.tolist()
         ious += true_ious(OverlapTable.from_labels(sample.labels, labels, sample.ignore)).tolist()
     assert card.calibration == calibrate(np.array(scores, np.float32), np.array(ious))

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from nuclora.data.folds import ALL_TILES
-from nuclora.data.tiles import TileSet
+from nuclora.data.tiles import TileSet, counted
 from nuclora.files import write_atomic
 from nuclora.report import breakdowns, figures, overlays
 from nuclora.report.analysis import NucleusAnalysis, analyse_nuclei, pick_examples, ranked
@@ -228,7 +228,7 @@ def _example_plates(run: Run, tiles: TileSet, protocol: str, scored: str) -> Ite
     shown = {sorted(of_fold)[int(place)] for place in np.linspace(0, len(of_fold) - 1, _MOST_EXAMPLES)}
     for fold, rows in sorted((fold, rows) for fold, rows in of_fold.items() if fold in shown):
         names = ", ".join(f"{rank} {row['tile']}" for rank, row in ranked(rows))
-        of_tiles = f"{len(rows)} {scored if len(rows) > 1 else scored.removesuffix('s')}"
+        of_tiles = counted(len(rows), scored.removesuffix("s"))
         yield Plate(
             "examples",
             f"fold-{fold}-{protocol}",
