@@ -1,13 +1,16 @@
 """Compare runs on the test tiles that all of them have scored, tile by tile.
 
-python docs/results/paired.py REFERENCE_RUN RUN ... > docs/results/leave-organ-out.json
+python docs/results/paired.py REFERENCE_RUN RUN ... [--tiles TILES.csv] > docs/results/leave-organ-out.json
 
-The runs are of `nuclora cv DATA ...` with the same folds. Differences are to the first run, with 95 % intervals.
+The runs are of `nuclora cv DATA ...`. Differences are to the first run, with 95 % intervals, paired by tile and
+summarised over a run's own folds, all together and fold by fold. `--tiles` takes the last run's measures,
+a line a tile.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import sys
 from pathlib import Path
@@ -37,7 +40,7 @@ def entry(run: Run, rows: list[Row], reference: list[Row]) -> dict:
         "run": run.folder.name,
         "sessions": sessions_of(run.folder),
         **comparison(rows, reference, summary),
-        "interval": {name: summary.interval[name] for name in MEASURES},
+        "folds": {str(fold): of_fold(fold, rows, reference) for fold in sorted({row["fold"] for row in rows})},
         "groups": {
             group: {name: found[name] for name in ("tiles", *MEASURES)} for group, found in summary.groups.items()
         },
@@ -49,21 +52,46 @@ def comparison(rows: list[Row], reference: list[Row], summary: Summary) -> dict:
     return {
         "tiles": len(rows),
         "mean": {name: summary.mean[name] for name in MEASURES},
+        "interval": {name: summary.interval[name] for name in MEASURES},
         "nuclei": sum(row["nuclei_true"] for row in rows),
         "errors": {kind: sum(row[kind] for row in rows) for kind in ERRORS},
         "difference": {name: list(paired_difference(rows, reference, name)) for name in MEASURES},
     }
 
 
+def of_fold(fold: int, rows: list[Row], reference: list[Row]) -> dict:
+    """One fold of a run, beside the same tiles of the reference, whose own folds may be others."""
+    own = [row for row in rows if row["fold"] == fold]
+    tiles = {row["tile"] for row in own}
+    beside = [{**row, "fold": fold} for row in reference if row["tile"] in tiles]
+    return {
+        **comparison(own, beside, summarise(own)),
+        "reference": {name: summarise(beside).mean[name] for name in MEASURES},
+    }
+
+
+def write_tiles(path: Path, run: Run, protocols: list[str]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(("fold", "tile", "protocol", *MEASURES))
+        for protocol in protocols:
+            for row in run.rows("fine-tuned", protocol):
+                writer.writerow((row["fold"], row["tile"], protocol, *(f"{row[name]:.6f}" for name in MEASURES)))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("runs", type=Path, nargs="+")
-    runs = [Run(folder) for folder in parser.parse_args().runs]
+    parser.add_argument("--tiles", type=Path)
+    args = parser.parse_args()
+    runs = [Run(folder) for folder in args.runs]
     session = environment()
     protocols = {protocol: compared(runs, protocol) for protocol in runs[0].recipe.evaluate.protocols}
     for protocol, entries in protocols.items():
         for found in entries:
             print(protocol, found["run"], found["mean"], found["difference"], file=sys.stderr)
+    if args.tiles:
+        write_tiles(args.tiles, runs[-1], list(protocols))
     json.dump({"command": session["command"], "commit": session["commit"], **protocols}, sys.stdout, indent=1)
     print()
 
