@@ -13,6 +13,8 @@ import argparse
 import csv
 import json
 import sys
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from collect import sessions_of
@@ -21,30 +23,52 @@ from common import told
 from nuclora.evaluation import Row
 from nuclora.machine import environment
 from nuclora.metrics.aggregate import Summary, paired_difference, summarise
+from nuclora.report.reliability import calibration
 from nuclora.run import Run
 
 MEASURES = ("dice", "aji", "pq")
+STAGE = "fine-tuned"
 ERRORS = ("missed", "merged", "split", "false")
 
 
+@dataclass(frozen=True)
+class Scored:
+    """Tiles of a run that a protocol has scored."""
+
+    run: Run
+    protocol: str
+    rows: list[Row]
+
+    def on(self, tiles: Collection[str]) -> Scored:
+        return replace(self, rows=[row for row in self.rows if row["tile"] in tiles])
+
+    def found(self) -> dict:
+        """How many nuclei were found and, where they have scores, how far these are from the IoU that they promise."""
+        found = calibration((self.run.evaluation_of(STAGE, self.protocol, row["fold"]), row) for row in self.rows)
+        return {
+            "predictions": sum(row["nuclei_predicted"] for row in self.rows),
+            **({"calibration_error": found["error"]} if found else {}),
+        }
+
+
 def compared(runs: list[Run], protocol: str) -> list[dict]:
-    rows = [run.rows("fine-tuned", protocol) for run in runs]
-    common = set.intersection(*({row["tile"] for row in own} for own in rows))
-    rows = [[row for row in own if row["tile"] in common] for own in rows]
-    return [entry(run, own, rows[0]) for run, own in zip(runs, rows, strict=True)]
+    scored = [Scored(run, protocol, run.rows(STAGE, protocol)) for run in runs]
+    common = set.intersection(*({row["tile"] for row in one.rows} for one in scored))
+    reference, *others = [one.on(common) for one in scored]
+    return [entry(one, reference) for one in (reference, *others)]
 
 
-def entry(run: Run, rows: list[Row], reference: list[Row]) -> dict:
-    summary = summarise(rows)
+def entry(one: Scored, reference: Scored) -> dict:
+    summary = summarise(one.rows)
     return {
-        "run": run.folder.name,
-        "sessions": sessions_of(run.folder),
-        **comparison(rows, reference, summary),
-        "folds": {str(fold): of_fold(fold, rows, reference) for fold in sorted({row["fold"] for row in rows})},
+        "run": one.run.folder.name,
+        "sessions": sessions_of(one.run.folder),
+        **comparison(one.rows, reference.rows, summary),
+        **one.found(),
+        "folds": {str(fold): of_fold(fold, one, reference) for fold in sorted({row["fold"] for row in one.rows})},
         "groups": {
             group: {name: found[name] for name in ("tiles", *MEASURES)} for group, found in summary.groups.items()
         },
-        "predictions": sum(row["nuclei_predicted"] for row in rows),
     }
 
 
@@ -54,19 +78,28 @@ def comparison(rows: list[Row], reference: list[Row], summary: Summary) -> dict:
         "mean": {name: summary.mean[name] for name in MEASURES},
         "interval": {name: summary.interval[name] for name in MEASURES},
         "nuclei": sum(row["nuclei_true"] for row in rows),
-        "errors": {kind: sum(row[kind] for row in rows) for kind in ERRORS},
+        "errors": errors(rows),
         "difference": {name: list(paired_difference(rows, reference, name)) for name in MEASURES},
     }
 
 
-def of_fold(fold: int, rows: list[Row], reference: list[Row]) -> dict:
-    """One fold of a run, beside the same tiles of the reference, whose own folds may be others."""
-    own = [row for row in rows if row["fold"] == fold]
-    tiles = {row["tile"] for row in own}
-    beside = [{**row, "fold": fold} for row in reference if row["tile"] in tiles]
+def errors(rows: list[Row]) -> dict:
+    return {kind: sum(row[kind] for row in rows) for kind in ERRORS}
+
+
+def of_fold(fold: int, one: Scored, reference: Scored) -> dict:
+    """One fold of a run, and the reference on the same tiles, whose own folds may be others."""
+    tiles = {row["tile"] for row in one.rows if row["fold"] == fold}
+    own, beside = one.on(tiles), reference.on(tiles)
+    rows = [{**row, "fold": fold} for row in beside.rows]
     return {
-        **comparison(own, beside, summarise(own)),
-        "reference": {name: summarise(beside).mean[name] for name in MEASURES},
+        **comparison(own.rows, rows, summarise(own.rows)),
+        **own.found(),
+        "reference": {
+            "mean": {name: summarise(rows).mean[name] for name in MEASURES},
+            "errors": errors(rows),
+            **beside.found(),
+        },
     }
 
 
@@ -75,7 +108,7 @@ def write_tiles(path: Path, run: Run, protocols: list[str]) -> None:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("fold", "tile", "protocol", *MEASURES))
         for protocol in protocols:
-            for row in run.rows("fine-tuned", protocol):
+            for row in run.rows(STAGE, protocol):
                 writer.writerow((row["fold"], row["tile"], protocol, *(f"{row[name]:.6f}" for name in MEASURES)))
 
 
