@@ -306,6 +306,13 @@ def test_rows_of_a_stage_are_those_of_all_its_folds(tmp_path):
     assert sorted(row["tile"] for row in run.rows(FINE_TUNED, "automatic")) == [row.tile for row in TABLE.rows]
     assert [row["tile"] for row in run.rows(ZERO_SHOT, "automatic")] == [row.tile for row in TABLE.rows]
     assert run.rows(FINE_TUNED, "oracle-box") == []
+    with pytest.raises(NucloraError, match="no stage 'zero_shot'; choose one of zero-shot, fine-tuned"):
+        run.rows("zero_shot", "automatic")
+    with pytest.raises(
+        NucloraError, match="no protocol 'oracle_box'; choose one of oracle-box, oracle-point, automatic"
+    ):
+        run.rows(FINE_TUNED, "oracle_box")
+    assert Run(str(run.folder)).rows(FINE_TUNED, "automatic") == run.rows(FINE_TUNED, "automatic")
     assert run.evaluation_of(ZERO_SHOT, "automatic", 2).folder == run.folder / "zero-shot" / "automatic"
     assert run.evaluation_of(FINE_TUNED, "automatic", 2).folder == run.folder / "fold-2" / "automatic"
 

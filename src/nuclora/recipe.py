@@ -32,6 +32,7 @@ AskedPrecision = Literal["no", "bf16", "fp16", "auto"]
 Settings = TypeVar("Settings", bound=BaseModel)
 _AUTO = "auto"
 Protocol = Literal["oracle-box", "oracle-point", "automatic"]
+PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 _MEND = "see docs/recipes.md"
 
 

@@ -33,7 +33,7 @@ from nuclora.errors import NucloraError
 from nuclora.evaluation import Evaluation, Row
 from nuclora.files import AppendLog, damaged, disk_errors, hold, remove_torn, require_utf8, unreadable, write_atomic
 from nuclora.machine import environment
-from nuclora.recipe import Recipe, load_recipe
+from nuclora.recipe import PROTOCOLS, Recipe, load_recipe
 
 ZERO_SHOT = "zero-shot"
 FINE_TUNED = "fine-tuned"
@@ -95,13 +95,13 @@ def _of_the_run(source: str) -> Iterator[None]:
 class Run:
     """One cross-validation run on disk."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: str | Path) -> None:
         """Open an existing run.
 
         Raises:
             NucloraError: The folder holds no run.
         """
-        self.folder = folder
+        self.folder = folder = Path(folder)
         try:
             self.info: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
             _Info.model_validate(self.info)
@@ -303,8 +303,11 @@ class Run:
         """All evaluated tiles of a stage under a protocol, over all folds.
 
         Raises:
-            NucloraError: A file of scores is damaged.
+            NucloraError: A file of scores is damaged, or there is no such stage or protocol.
         """
+        for what, name, known in (("stage", stage, STAGES), ("protocol", protocol, PROTOCOLS)):
+            if name not in known:
+                raise NucloraError(f"no {what} {name!r}", mend=f"choose one of {', '.join(known)}")
         folds = self.folds.folds
         if stage == ZERO_SHOT:
             return self.zero_shot(protocol).rows_of(folds)

@@ -12,9 +12,8 @@ from nuclora.data.tiles import Sample, Tile, TileSet
 from nuclora.evaluation import Evaluation
 from nuclora.inference.evaluate import automatic_subset, evaluate_tiles, nucleus_outcomes, score_tile
 from nuclora.inference.predictor import Nuclei, Predictor
-from nuclora.inference.protocols import PROTOCOLS
 from nuclora.metrics import METRICS, score
-from nuclora.recipe import DenseSettings, EvaluateSettings, GridSettings
+from nuclora.recipe import PROTOCOLS, DenseSettings, EvaluateSettings, GridSettings
 
 SETTINGS = EvaluateSettings(grid=GridSettings(points_per_side=4))
 MakeFake = Callable[..., Predictor]

@@ -251,3 +251,17 @@ def test_a_model_in_training_finds_nuclei_in_evaluation_mode(tiny_sam_folder):
     model.train()
     predictor.maps(_image(64, 64), 1)
     assert modes == [False]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"precision": "fp8"}, "no precision 'fp8'; choose one of .*bf16.*auto"),
+        ({"backend": "jax"}, "no backend 'jax'; choose one of torch, openvino"),
+        ({"input_size": 0}, "an input size of 0 pixels; leave it out"),
+        ({"input_size": -64}, "an input size of -64 pixels; leave it out"),
+    ],
+)
+def test_what_no_model_computes_in_is_refused(tiny_sam_folder: Path, wrong: dict[str, Any], told: str) -> None:
+    with pytest.raises(NucloraError, match=told):
+        load_model("custom", weights=tiny_sam_folder, **wrong)

@@ -12,9 +12,9 @@ from nuclora.data import open_tiles
 from nuclora.errors import NucloraError
 from nuclora.inference.loading import load_model
 from nuclora.inference.predictor import Predictor
-from nuclora.inference.protocols import DESCRIPTIONS, PROTOCOLS, segment
+from nuclora.inference.protocols import DESCRIPTIONS, segment
 from nuclora.metrics import score
-from nuclora.recipe import EvaluateSettings, GridSettings
+from nuclora.recipe import PROTOCOLS, EvaluateSettings, GridSettings, Protocol
 
 SETTINGS = EvaluateSettings(grid=GridSettings(points_per_side=4))
 MakeFake = Callable[..., Predictor]
@@ -165,3 +165,23 @@ def test_what_two_oracles_claim_goes_to_the_one_that_is_surer_there(make_fake):
     points = segment(make_fake(64), _image((64, 64)), near, "oracle-point", SETTINGS)
     assert (points[23, 20:27] == 1).all()
     assert (points[23, 29:35] == 2).all()
+
+
+@pytest.mark.parametrize("protocol", ["oracle-box", "oracle-point"])
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        (lambda truth: truth.T, r"int32 of shape \(128, 96\)"),
+        (lambda truth: truth[None], r"int32 of shape \(1, 96, 128\)"),
+        (lambda truth: truth > 0, "bool of shape"),
+        (lambda truth: truth.astype(float), "float64 of shape"),
+        (lambda truth: -truth, "an id of -6"),
+        (lambda truth: truth.tolist(), "list"),
+    ],
+)
+def test_a_truth_that_is_none_of_the_image_is_refused(
+    make_fake: MakeFake, protocol: Protocol, change: Callable[[NDArray[np.int32]], Any], what: str
+) -> None:
+    truth = _rectangles()
+    with pytest.raises(NucloraError, match=f"no label map of the image: {what}.*; give whole numbers from 0"):
+        segment(make_fake(64), _image(truth.shape), change(truth), protocol, SETTINGS)

@@ -6,6 +6,7 @@ import pytest
 from nuclora.data import open_tiles
 from nuclora.data.synthetic import write_dataset
 from nuclora.data.targets import dense_targets
+from nuclora.errors import NucloraError
 from nuclora.inference.views import show, undo, views
 
 
@@ -39,3 +40,9 @@ def test_the_first_two_and_four_views_keep_the_axes():
     image = np.arange(9).reshape(3, 3)
     shown = [show(image, view).tolist() for view in views(4)]
     assert shown == [one.tolist() for one in (image, image[::-1, ::-1], image[:, ::-1], image[::-1])]
+
+
+@pytest.mark.parametrize("count", [-1, 0, 9])
+def test_there_are_one_to_eight_views(count):
+    with pytest.raises(NucloraError, match="choose 1 to 8"):
+        views(count)

@@ -335,6 +335,20 @@ def test_workers_that_die_while_they_start_stop_no_others(
     assert made.count(Stillborn) > pool.TRIES
 
 
+def test_a_cluster_that_does_not_start_in_time_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    def init(*args: object, **options: object) -> None:
+        # What Ray raises is no subclass of Exception.
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with pytest.raises(NucloraError, match=r"no Ray cluster .*\(The current node timed out"), connect():
+        pass
+
+
 def test_a_cluster_that_was_killed_is_told_from_one_that_answers(tmp_path: Path) -> None:
     note = tmp_path / "ray_current_cluster"
     assert not of_cluster._is_stale(note)

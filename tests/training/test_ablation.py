@@ -231,6 +231,20 @@ def test_a_folder_made_from_something_else_is_refused(finished, plan, tiny_data)
         plan(tiny_data)
 
 
+def test_rows_begun_before_the_first_table_are_gone_on_with(plan, tmp_path):
+    out = tmp_path / "out"
+
+    def stop(row: Change) -> None:
+        raise Stopped
+
+    with pytest.raises(Stopped):
+        run_ablation(plan(out), after=stop)
+    assert plan(out).pending == ("high-rate", "mlp")
+    (out / "notes.txt").touch()
+    with pytest.raises(NucloraError, match="neither empty nor an ablation"):
+        plan(out)
+
+
 def test_other_tiles_than_those_of_the_finished_rows_are_refused(finished, plan, monkeypatch):
     monkeypatch.setattr(TileSet, "digest", lambda self: "0" * 64)
     with pytest.raises(NucloraError, match=r"reference: made from other tiles than those in .* are now: images"):

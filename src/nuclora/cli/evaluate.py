@@ -63,10 +63,9 @@ def evaluate(
     from nuclora.cli.progress import ProgressMonitor
     from nuclora.data import open_tiles
     from nuclora.errors import NucloraError
-    from nuclora.inference.protocols import PROTOCOLS
     from nuclora.inference.standalone import evaluate_source, find_source
     from nuclora.models.precision import AUTOCAST, Precision
-    from nuclora.recipe import change_evaluation
+    from nuclora.recipe import PROTOCOLS, change_evaluation
     from nuclora.training.interrupt import Interrupt
 
     model, data = _model_and_data(places, base)

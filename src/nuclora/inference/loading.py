@@ -14,7 +14,7 @@ from nuclora.models.bases import BASES
 from nuclora.models.checkpoints import load_base
 from nuclora.models.dense_adapter import load_dense_adapter
 from nuclora.models.dense_sam import DenseSam
-from nuclora.models.precision import Precision, is_fast_in_bfloat16, resolve_precision
+from nuclora.models.precision import PRECISIONS, Precision, is_fast_in_bfloat16, resolve_precision
 from nuclora.models.preprocess import Normalise
 from nuclora.recipe import AskedPrecision, EvaluateSettings
 
@@ -54,8 +54,13 @@ def load_model(
 
     Raises:
         NucloraError: No such adapter or base, its weights are not at hand, or they are not those it was trained on;
-            or the backend is not installed or does not compute so.
+            or the backend is not installed or does not compute so; or no such precision, backend or input size.
     """
+    for what, choice, known in (("precision", precision, (*PRECISIONS, "auto")), ("backend", backend, BACKENDS)):
+        if choice not in known:
+            raise NucloraError(f"no {what} {choice!r}", mend=f"choose one of {', '.join(known)}")
+    if input_size is not None and input_size < 1:
+        raise NucloraError(f"an input size of {input_size} pixels", mend="leave it out for the trained one")
     path = Path(weights) if weights is not None else None
     place = torch.device(device) if device else usual_device()
     if str(source) in BASES:

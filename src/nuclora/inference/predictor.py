@@ -352,7 +352,7 @@ class Predictor:
 
         Args:
             image: uint8 (H, W, 3), RGB.
-            protocol: One of :data:`nuclora.inference.protocols.PROTOCOLS`.
+            protocol: One of :data:`nuclora.recipe.PROTOCOLS`.
             settings: How to find and filter; by default as the adapter's card says.
             labels: The truth, int32 (H, W), which the oracle protocols take their prompts from.
             mpp: As in :meth:`nuclei`; for `automatic` with a dense decoder.

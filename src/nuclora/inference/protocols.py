@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, get_args
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,14 +12,13 @@ from nuclora.data.prompts import inner_points, label_boxes
 from nuclora.errors import NucloraError
 from nuclora.inference.everything import segment_everything
 from nuclora.inference.merge import masks_to_labels
-from nuclora.recipe import EvaluateSettings, Protocol
+from nuclora.recipe import PROTOCOLS, EvaluateSettings
 
 if TYPE_CHECKING:
     from nuclora.inference.predictor import EncodedImage, Predictor
 
 Labels = NDArray[np.int32]
 
-PROTOCOLS: tuple[Protocol, ...] = get_args(Protocol)
 DESCRIPTIONS: Mapping[str, str] = {
     "oracle-box": "Every nucleus is prompted with its tight box taken from the truth: "
     "an upper bound, not what the model finds by itself.",
@@ -43,14 +42,14 @@ def segment(
         predictor: The model.
         image: The image, uint8 (H, W, 3), or its encoding where several protocols share it.
         labels: The truth, int32 (H, W), that the oracles take their prompts from; `automatic` is never given it.
-        protocol: One of :data:`PROTOCOLS`.
+        protocol: One of :data:`nuclora.recipe.PROTOCOLS`.
         settings: Grid, filters and the smallest nucleus.
 
     Returns:
         Labels, int32 (H, W), 1..n, 0 background.
 
     Raises:
-        NucloraError: An unknown protocol, or an oracle without the truth.
+        NucloraError: An unknown protocol, or an oracle without the truth, or with one that is not of the image.
     """
     if protocol not in PROTOCOLS:
         raise NucloraError(f"no protocol {protocol!r}", mend=f"choose one of {', '.join(PROTOCOLS)}")
@@ -61,7 +60,21 @@ def segment(
         return segment_everything(predictor, encoded, settings)
     if labels is None:
         raise NucloraError(f"{protocol} takes its prompts from the truth, and there is none", mend="use automatic")
+    _require_labels(labels, encoded.shape)
     return _ORACLES[protocol](predictor, encoded, labels, settings)
+
+
+def _require_labels(labels: Labels, shape: tuple[int, int]) -> None:
+    """See that the truth is a label map of the image: else the prompts would lie beside its nuclei."""
+    if not isinstance(labels, np.ndarray):
+        what = type(labels).__name__
+    elif labels.dtype.kind not in "iu" or labels.shape != shape:
+        what = f"{labels.dtype} of shape {labels.shape}"
+    elif labels.min() < 0:
+        what = f"an id of {labels.min()}"
+    else:
+        return
+    raise NucloraError(f"no label map of the image: {what}", mend=f"give whole numbers from 0, of shape {shape}")
 
 
 def _oracle_box(predictor: Predictor, encoded: EncodedImage, labels: Labels, settings: EvaluateSettings) -> Labels:

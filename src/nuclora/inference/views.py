@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nuclora.errors import NucloraError
+
 _OFFSET_Y, _OFFSET_X = 3, 4
 
 
@@ -31,7 +33,13 @@ _ORDER = (
 
 
 def views(count: int) -> tuple[View, ...]:
-    """The first `count` of the eight views; the first is the image as it is."""
+    """The first `count` of the eight views; the first is the image as it is.
+
+    Raises:
+        NucloraError: There are not so many, or none.
+    """
+    if count not in range(1, len(_ORDER) + 1):
+        raise NucloraError(f"{count} views", mend=f"choose 1 to {len(_ORDER)}")
     return _ORDER[:count]
 
 

@@ -21,7 +21,7 @@ from nuclora.run import Run
 PAGE = "report.html"
 
 
-def write_report(run: Run, out: Path | None = None, data: TileSet | None = None) -> Path:
+def write_report(run: Run, out: str | Path | None = None, data: TileSet | None = None) -> Path:
     """Write the report: a page with everything in it, and each figure as PNG and SVG beside it.
 
     Works at any time: what is not trained or evaluated yet is named and left out.
@@ -38,7 +38,7 @@ def write_report(run: Run, out: Path | None = None, data: TileSet | None = None)
     Raises:
         NucloraError: The tiles are damaged or not those of the run, or nothing can be written.
     """
-    folder = out or run.report_folder
+    folder = Path(out) if out else run.report_folder
     summary = summarise_run(run)
     notes = facts.partial_notes(run, summary)
     if data is None:

@@ -124,7 +124,7 @@ def plan_ablation(
         table.test(fold)
     file = Path(weights) if weights else None
     draft = Ablation(changes.name, Path(out), rows, (), tiles, table, tuple(sorted(set(folds))), file)
-    _check_folder(draft.folder)
+    _check_folder(draft)
     # Before anything is read of a finished row: its folder may hold another recipe's run.
     begun = [row for row in rows if draft.run_of(row)]
     sha256 = tiles.digest() if begun else None
@@ -227,16 +227,20 @@ def _require_listed(ablation: Ablation) -> None:
             )
 
 
-def _check_folder(folder: Path) -> None:
+def _check_folder(ablation: Ablation) -> None:
     """Refuse a folder that holds something else than an ablation."""
-    mend = "name a new folder with -o"
+    folder, mend = ablation.folder, "name a new folder with -o"
     if (folder / "run.json").exists():
         raise NucloraError("holds a run, not an ablation", path=folder, mend=mend)
     if folder.exists() and not folder.is_dir():
         raise NucloraError("not a folder", path=folder, mend=mend)
-    # What begins so was left by a write that was killed.
-    used = folder.exists() and not all(path.name.startswith(f".{RESULT}") for path in folder.iterdir())
-    if used and not (folder / RESULT).exists():
+    # Rows may be begun before the first table is written; whether they are these rows is looked at next. What begins
+    # with the table's name was left by a write that was killed.
+    rows = {ablation.run_folder(row) for row in ablation.rows}
+    own = folder.exists() and all(
+        path.name.startswith(f".{RESULT}") or (path in rows and path.is_dir()) for path in folder.iterdir()
+    )
+    if folder.exists() and not own and not (folder / RESULT).exists():
         raise NucloraError("neither empty nor an ablation", path=folder, mend=mend)
 
 
