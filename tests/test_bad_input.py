@@ -131,7 +131,7 @@ def test_a_damaged_training_log_is_named(content, broken, cli):
 def test_a_hollow_run_json_is_no_run(part, broken, cli):
     path = broken / "run.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), part: [1] if part == "sessions" else {}}))
-    assert_one_line(cli("report", broken), "run.json is missing or broken")
+    assert_one_line(cli("report", broken), "run.json: damaged; put back a copy of it")
 
 
 @pytest.mark.parametrize(

@@ -233,13 +233,20 @@ def test_a_run_that_may_not_be_read_is_not_called_missing(tmp_path, monkeypatch)
         Run(tmp_path / "run")
 
 
-@pytest.mark.parametrize("content", [None, b"", b'{"recipe": ', b"\xff", b"[]", b"null", b"3", b"{}"])
-def test_a_missing_or_damaged_run_json_is_told(content, tmp_path):
+@pytest.mark.parametrize("content", [b"", b'{"recipe": ', b"\xff", b"[]", b"null", b"3", b"{}"])
+def test_a_damaged_run_json_is_told(content, tmp_path):
     _start(tmp_path / "run")
-    path = tmp_path / "run" / "run.json"
-    path.unlink() if content is None else path.write_bytes(content)
-    with pytest.raises(NucloraError, match=r"run: holds no nuclora run \(run\.json is missing or broken\); name"):
+    (tmp_path / "run" / "run.json").write_bytes(content)
+    with pytest.raises(NucloraError, match=r"run\.json: damaged; put back a copy of it, or remove this run"):
         Run(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["run", "file", "file/run", "nothing"])
+def test_a_folder_without_run_json_is_no_run(name, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "file").touch()
+    with pytest.raises(NucloraError, match=rf"{name}: holds no nuclora run \(it has no run\.json\); name the folder"):
+        Run(tmp_path / name)
 
 
 @pytest.mark.parametrize(

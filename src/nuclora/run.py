@@ -107,12 +107,12 @@ class Run:
             _Info.model_validate(self.info)
         except PermissionError as error:
             raise unreadable(folder / "run.json", error) from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            mend = "name the folder given to -o"
+            raise NucloraError("holds no nuclora run (it has no run.json)", path=folder, mend=mend) from error
         except (OSError, ValueError) as error:
-            raise NucloraError(
-                "holds no nuclora run (run.json is missing or broken)",
-                path=folder,
-                mend="name the folder given to -o",
-            ) from error
+            mend = "put back a copy of it, or remove this run and begin anew"
+            raise NucloraError("damaged", path=folder / "run.json", mend=mend) from error
         with _of_the_run("the recipe in run.json beside it is the same"):
             self.recipe: Recipe = load_recipe(folder / "recipe.yaml")
 

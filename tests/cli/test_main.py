@@ -136,7 +136,7 @@ def test_bad_input_is_one_line_and_exit_2(arguments, told, tmp_path):
         ("evaluate --base mobile_sam {data} -o x -p boxes", "no such choice: boxes; choose one of oracle-box"),
         ("evaluate --base mobile_sam {data} -o x --precision fp8", "no such choice: fp8; choose one of no, bf16"),
         ("evaluate --base mobile_sam {data} -o x --set train.epochs=1", "only fields of evaluate can change"),
-        ("report no/such/run", "no/such/run: holds no nuclora run (run.json is missing or broken)"),
+        ("report no/such/run", "no/such/run: holds no nuclora run (it has no run.json)"),
         ("data synth {data}", "synthetic: "),
     ],
 )

@@ -258,6 +258,8 @@ def test_a_model_in_training_finds_nuclei_in_evaluation_mode(tiny_sam_folder):
     [
         ({"precision": "fp8"}, "no precision 'fp8'; choose one of .*bf16.*auto"),
         ({"backend": "jax"}, "no backend 'jax'; choose one of torch, openvino"),
+        ({"device": "gpu"}, r"cannot compute on gpu \(.*\); leave the device out, or name cpu"),
+        ({"device": "cuda:99"}, r"cannot compute on cuda:99 \(.*\); leave the device out, or name cpu"),
         ({"input_size": 0}, "an input size of 0 pixels; leave it out"),
         ({"input_size": -64}, "an input size of -64 pixels; leave it out"),
     ],
@@ -265,3 +267,26 @@ def test_a_model_in_training_finds_nuclei_in_evaluation_mode(tiny_sam_folder):
 def test_what_no_model_computes_in_is_refused(tiny_sam_folder: Path, wrong: dict[str, Any], told: str) -> None:
     with pytest.raises(NucloraError, match=told):
         load_model("custom", weights=tiny_sam_folder, **wrong)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "told"),
+    [
+        ({"boxes": BOXES[0]}, r"boxes of shape \(4,\); give them as \(N, 4\)"),
+        ({"boxes": BOXES[:, :2]}, r"boxes of shape \(5, 2\)"),
+        ({"points": BOXES}, r"points of shape \(5, 4\); give them as \(N, 2\)"),
+        ({"points": [[1, 2], [3]]}, "points are no array of numbers"),
+        ({"boxes": [[1, 2, 3, float("nan")]]}, "boxes with values that are not finite"),
+    ],
+)
+def test_prompts_of_another_shape_are_refused(tiny_sam_folder: Path, prompts: dict[str, Any], told: str) -> None:
+    predictor = load_model("custom", weights=tiny_sam_folder)
+    with pytest.raises(NucloraError, match=told):
+        predictor.masks(predictor.encode(_image()), **prompts)
+
+
+def test_prompts_may_be_lists(tiny_sam_folder: Path) -> None:
+    given = [
+        _decoded(load_model("custom", weights=tiny_sam_folder), boxes=boxes)[0] for boxes in (BOXES, BOXES.tolist())
+    ]
+    torch.testing.assert_close(*given, rtol=0, atol=0)

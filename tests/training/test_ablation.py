@@ -245,6 +245,14 @@ def test_rows_begun_before_the_first_table_are_gone_on_with(plan, tmp_path):
         plan(out)
 
 
+def test_what_a_killed_write_of_the_table_left_goes_with_the_next(finished):
+    torn = finished.folder / ".ablation.json.0123abcd.tmp"
+    torn.touch()
+    write_ablation(finished)
+    assert not torn.exists()
+    assert not [path.name for path in finished.folder.iterdir() if path.name.startswith(".")]
+
+
 def test_other_tiles_than_those_of_the_finished_rows_are_refused(finished, plan, monkeypatch):
     monkeypatch.setattr(TileSet, "digest", lambda self: "0" * 64)
     with pytest.raises(NucloraError, match=r"reference: made from other tiles than those in .* are now: images"):

@@ -54,7 +54,8 @@ def load_model(
 
     Raises:
         NucloraError: No such adapter or base, its weights are not at hand, or they are not those it was trained on;
-            or the backend is not installed or does not compute so; or no such precision, backend or input size.
+            or the backend is not installed or does not compute so; or no such precision, backend, device or input
+            size.
     """
     for what, choice, known in (("precision", precision, (*PRECISIONS, "auto")), ("backend", backend, BACKENDS)):
         if choice not in known:
@@ -62,7 +63,7 @@ def load_model(
     if input_size is not None and input_size < 1:
         raise NucloraError(f"an input size of {input_size} pixels", mend="leave it out for the trained one")
     path = Path(weights) if weights is not None else None
-    place = torch.device(device) if device else usual_device()
+    place = _usable(device) if device else usual_device()
     if str(source) in BASES:
         base = load_base(str(source), path)
         model: DenseSam | PeftModel = base.model
@@ -109,6 +110,17 @@ def load_model(
 def usual_device() -> torch.device:
     """Where models compute unless told otherwise: CUDA if there is any, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        place = torch.device(device)
+        torch.empty(0, device=place)
+    # Torch built without CUDA asserts that it has it.
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NucloraError(f"cannot compute on {device} ({why})", mend="leave the device out, or name cpu") from error
+    return place
 
 
 def require_precision(precision: Precision, backend: Backend, place: torch.device | None) -> None:

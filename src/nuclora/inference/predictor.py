@@ -163,7 +163,7 @@ class Predictor:
         if self.dense is None:
             return self.input_size
         side = round(math.sqrt(area) * self.input_size / self.dense.window / self.model.stride) * self.model.stride
-        # Larger inputs than in training are decoded worse than smaller nuclei, see docs/results/nuinsseg.md.
+        # Larger inputs than in training are decoded worse than smaller nuclei, see docs/results/nuinsseg-recipe.md.
         return min(max(side, self.model.stride), self.input_size)
 
     def decode(
@@ -184,10 +184,14 @@ class Predictor:
 
         Yields:
             Low-resolution logits (n, M, h, w) over the whole image, and predicted IoU (n, M), both float32.
+
+        Raises:
+            NucloraError: Boxes or points of another shape, or with values that are not finite.
         """
         prompts = boxes if boxes is not None else points
         if prompts is None or (boxes is not None and points is not None):
             raise ValueError("give either boxes or points")
+        prompts = _prompt_array(prompts, *(("boxes", 4) if boxes is not None else ("points", 2)))
         if not hasattr(self.model, "decode"):
             raise ValueError("this model was loaded without what prompts need")
         model = cast("NucleiSam", self.model)
@@ -380,3 +384,15 @@ def base_of(model: DenseSam | PeftModel) -> DenseSam:
     unwrap = getattr(model, "get_base_model", None)
     sam: DenseSam = model if unwrap is None else unwrap()
     return sam
+
+
+def _prompt_array(prompts: object, what: str, numbers: int) -> NDArray[np.float32]:
+    try:
+        found = np.asarray(prompts, np.float32)
+    except (TypeError, ValueError) as error:
+        raise NucloraError(f"{what} are no array of numbers ({error})", mend=f"give them as (N, {numbers})") from error
+    if found.ndim != 2 or found.shape[1] != numbers:
+        raise NucloraError(f"{what} of shape {found.shape}", mend=f"give them as (N, {numbers})")
+    if not np.isfinite(found).all():
+        raise NucloraError(f"{what} with values that are not finite", mend="leave these prompts out")
+    return found

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nuclora.evaluation import Row
-from nuclora.files import write_atomic
+from nuclora.files import disk_errors, hold_file, remove_torn, write_atomic
 from nuclora.metrics.aggregate import paired_difference, summarise
 from nuclora.models.parameters import ParameterTable, count_recipe
 from nuclora.recipe import Recipe
@@ -21,6 +21,8 @@ from nuclora.training.ablation import RESULT, Ablation
 from nuclora.training.changes import REFERENCE, AblationRow
 
 Entry = dict[str, Any]
+# Seconds to wait for another process, which reads the runs of all rows and writes three small files.
+_PATIENCE = 60.0
 
 
 def summarise_ablation(ablation: Ablation) -> dict[str, Any]:
@@ -53,11 +55,16 @@ def summarise_ablation(ablation: Ablation) -> dict[str, Any]:
 
 def write_ablation(ablation: Ablation) -> dict[str, Any]:
     """Write ``ablation.json``, ``.csv`` and ``.md``, and return what :func:`summarise_ablation` does."""
-    summary = summarise_ablation(ablation)
     path = ablation.folder / RESULT
-    write_atomic(path, json.dumps(summary, indent=2) + "\n")
-    write_atomic(path.with_suffix(".csv"), to_csv(summary))
-    write_atomic(path.with_suffix(".md"), to_markdown(summary))
+    with disk_errors(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    # Processes may work on other rows of it: the last to write would tell what it saw before the others wrote.
+    with hold_file(path, "table", _PATIENCE):
+        remove_torn(path.parent)
+        summary = summarise_ablation(ablation)
+        write_atomic(path, json.dumps(summary, indent=2) + "\n")
+        write_atomic(path.with_suffix(".csv"), to_csv(summary))
+        write_atomic(path.with_suffix(".md"), to_markdown(summary))
     return summary
 
 
