@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import os
@@ -238,6 +239,17 @@ def test_a_damaged_run_json_is_told(content, tmp_path):
     _start(tmp_path / "run")
     (tmp_path / "run" / "run.json").write_bytes(content)
     with pytest.raises(NucloraError, match=r"run\.json: damaged; put back a copy of it, or remove this run"):
+        Run(tmp_path / "run")
+
+
+@pytest.mark.parametrize(("number", "why"), [(errno.EIO, "Input/output error"), (errno.ESTALE, "Stale file handle")])
+def test_a_disk_that_does_not_answer_damages_no_run(number, why, tmp_path, monkeypatch):
+    def fails(path, *_, **__):
+        raise OSError(number, why, str(path))
+
+    _start(tmp_path / "run")
+    monkeypatch.setattr(Path, "read_text", fails)
+    with pytest.raises(NucloraError, match=rf"run\.json: cannot be read \({why}\); check the path"):
         Run(tmp_path / "run")
 
 

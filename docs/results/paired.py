@@ -92,11 +92,12 @@ def of_fold(fold: int, one: Scored, reference: Scored) -> dict:
     tiles = {row["tile"] for row in one.rows if row["fold"] == fold}
     own, beside = one.on(tiles), reference.on(tiles)
     rows = [{**row, "fold": fold} for row in beside.rows]
+    mean = summarise(rows).mean
     return {
         **comparison(own.rows, rows, summarise(own.rows)),
         **own.found(),
         "reference": {
-            "mean": {name: summarise(rows).mean[name] for name in MEASURES},
+            "mean": {name: mean[name] for name in MEASURES},
             "errors": errors(rows),
             **beside.found(),
         },
@@ -107,9 +108,9 @@ def write_tiles(path: Path, run: Run, protocols: list[str]) -> None:
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(("fold", "tile", "protocol", *MEASURES))
-        for protocol in protocols:
-            for row in run.rows(STAGE, protocol):
-                writer.writerow((row["fold"], row["tile"], protocol, *(f"{row[name]:.6f}" for name in MEASURES)))
+        rows = [(row["fold"], at, row) for at, name in enumerate(protocols) for row in run.rows(STAGE, name)]
+        for fold, at, row in sorted(rows, key=lambda found: found[:2]):
+            writer.writerow((fold, row["tile"], protocols[at], *(f"{row[name]:.6f}" for name in MEASURES)))
 
 
 def main() -> None:

@@ -99,18 +99,18 @@ class Run:
         """Open an existing run.
 
         Raises:
-            NucloraError: The folder holds no run.
+            NucloraError: The folder holds no run, or its `run.json` is damaged or cannot be read.
         """
         self.folder = folder = Path(folder)
         try:
             self.info: dict[str, Any] = json.loads((folder / "run.json").read_text("utf-8"))
             _Info.model_validate(self.info)
-        except PermissionError as error:
-            raise unreadable(folder / "run.json", error) from error
         except (FileNotFoundError, NotADirectoryError) as error:
             mend = "name the folder given to -o"
             raise NucloraError("holds no nuclora run (it has no run.json)", path=folder, mend=mend) from error
-        except (OSError, ValueError) as error:
+        except OSError as error:
+            raise unreadable(folder / "run.json", error) from error
+        except ValueError as error:
             mend = "put back a copy of it, or remove this run and begin anew"
             raise NucloraError("damaged", path=folder / "run.json", mend=mend) from error
         with _of_the_run("the recipe in run.json beside it is the same"):

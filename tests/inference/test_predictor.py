@@ -259,6 +259,7 @@ def test_a_model_in_training_finds_nuclei_in_evaluation_mode(tiny_sam_folder):
         ({"precision": "fp8"}, "no precision 'fp8'; choose one of .*bf16.*auto"),
         ({"backend": "jax"}, "no backend 'jax'; choose one of torch, openvino"),
         ({"device": "gpu"}, r"cannot compute on gpu \(.*\); leave the device out, or name cpu"),
+        ({"device": "hpu"}, "cannot compute on hpu"),
         ({"device": "cuda:99"}, r"cannot compute on cuda:99 \(.*\); leave the device out, or name cpu"),
         ({"input_size": 0}, "an input size of 0 pixels; leave it out"),
         ({"input_size": -64}, "an input size of -64 pixels; leave it out"),
@@ -283,6 +284,12 @@ def test_prompts_of_another_shape_are_refused(tiny_sam_folder: Path, prompts: di
     predictor = load_model("custom", weights=tiny_sam_folder)
     with pytest.raises(NucloraError, match=told):
         predictor.masks(predictor.encode(_image()), **prompts)
+
+
+def test_no_prompts_are_no_masks(tiny_sam_folder: Path) -> None:
+    predictor = load_model("custom", weights=tiny_sam_folder)
+    encoded = predictor.encode(_image())
+    assert [predictor.masks(encoded, boxes=none) for none in ([], np.array([]), np.zeros((0, 4)))] == [[], [], []]  # type: ignore[arg-type]
 
 
 def test_prompts_may_be_lists(tiny_sam_folder: Path) -> None:

@@ -6,6 +6,7 @@ import os
 import signal
 import weakref
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,10 +14,12 @@ from nuclora.data import open_tiles
 from nuclora.data.folds import inner_split, make_folds
 from nuclora.data.tiles import TileSet
 from nuclora.errors import NucloraError
+from nuclora.files import hold_file
 from nuclora.recipe import load_recipe
+from nuclora.report import ablation as report
 from nuclora.report.ablation import summarise_ablation, write_ablation
 from nuclora.run import Run
-from nuclora.training.ablation import Ablation, plan_ablation, run_ablation
+from nuclora.training.ablation import RESULT, Ablation, plan_ablation, run_ablation
 from nuclora.training.changes import Change, ChangeList, load_list
 from nuclora.training.interrupt import Stopped
 from nuclora.training.monitor import Monitor
@@ -245,11 +248,35 @@ def test_rows_begun_before_the_first_table_are_gone_on_with(plan, tmp_path):
         plan(out)
 
 
+def test_a_folder_that_is_only_named_as_a_row_is_refused(plan, tmp_path):
+    (tmp_path / "out" / "reference").mkdir(parents=True)
+    (tmp_path / "out" / "reference" / "notes.txt").touch()
+    with pytest.raises(NucloraError, match="neither empty nor an ablation"):
+        plan(tmp_path / "out")
+
+
+def test_the_table_is_held_while_the_rows_are_read(plan, tmp_path, monkeypatch):
+    ablation = plan(tmp_path / "out")
+    looks = []
+
+    def looked(other: Ablation) -> dict[str, Any]:
+        looks.append(other)
+        with (
+            pytest.raises(NucloraError, match="another nuclora works on this table"),
+            hold_file(ablation.folder / RESULT, "table", 0),
+        ):
+            pass
+        return summarise_ablation(other)
+
+    monkeypatch.setattr(report, "summarise_ablation", looked)
+    write_ablation(ablation)
+    assert looks == [ablation]
+
+
 def test_what_a_killed_write_of_the_table_left_goes_with_the_next(finished):
     torn = finished.folder / ".ablation.json.0123abcd.tmp"
     torn.touch()
     write_ablation(finished)
-    assert not torn.exists()
     assert not [path.name for path in finished.folder.iterdir() if path.name.startswith(".")]
 
 

@@ -116,8 +116,8 @@ def _usable(device: str | torch.device) -> torch.device:
     try:
         place = torch.device(device)
         torch.empty(0, device=place)
-    # Torch built without CUDA asserts that it has it.
-    except (RuntimeError, AssertionError) as error:
+    # Torch built without CUDA asserts that it has it; of some devices it imports a module that is not there.
+    except (RuntimeError, AssertionError, ImportError) as error:
         why = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NucloraError(f"cannot compute on {device} ({why})", mend="leave the device out, or name cpu") from error
     return place

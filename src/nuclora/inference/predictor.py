@@ -228,6 +228,9 @@ class Predictor:
 
         Returns:
             The masks with their predicted IoU as score.
+
+        Raises:
+            NucloraError: As :meth:`decode`.
         """
         masks: list[Mask] = []
         multimask = self.multimask_points and boxes is None
@@ -365,7 +368,8 @@ class Predictor:
             Labels, int32 (H, W), 1..n, 0 background.
 
         Raises:
-            NucloraError: An unknown protocol, an oracle without the truth, or `mpp` for what is not rescaled.
+            NucloraError: An unknown protocol, an oracle without the truth or with one that is not of the image, or
+                `mpp` for what is not rescaled.
         """
         if mpp is not None:
             if protocol != "automatic":
@@ -389,8 +393,11 @@ def base_of(model: DenseSam | PeftModel) -> DenseSam:
 def _prompt_array(prompts: object, what: str, numbers: int) -> NDArray[np.float32]:
     try:
         found = np.asarray(prompts, np.float32)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError, RuntimeError) as error:
         raise NucloraError(f"{what} are no array of numbers ({error})", mend=f"give them as (N, {numbers})") from error
+    if found.shape == (0,):
+        # A list of none has no second axis.
+        found = found.reshape(0, numbers)
     if found.ndim != 2 or found.shape[1] != numbers:
         raise NucloraError(f"{what} of shape {found.shape}", mend=f"give them as (N, {numbers})")
     if not np.isfinite(found).all():

@@ -21,8 +21,8 @@ from nuclora.training.ablation import RESULT, Ablation
 from nuclora.training.changes import REFERENCE, AblationRow
 
 Entry = dict[str, Any]
-# Seconds to wait for another process, which reads the runs of all rows and writes three small files.
-_PATIENCE = 60.0
+# Seconds to wait for others, each of which may take half a minute: the first time it counts every row's parameters.
+_PATIENCE = 600.0
 
 
 def summarise_ablation(ablation: Ablation) -> dict[str, Any]:
@@ -54,7 +54,11 @@ def summarise_ablation(ablation: Ablation) -> dict[str, Any]:
 
 
 def write_ablation(ablation: Ablation) -> dict[str, Any]:
-    """Write ``ablation.json``, ``.csv`` and ``.md``, and return what :func:`summarise_ablation` does."""
+    """Write ``ablation.json``, ``.csv`` and ``.md``, and return what :func:`summarise_ablation` does.
+
+    Raises:
+        NucloraError: Nothing can be written, or other processes have held the table for ten minutes.
+    """
     path = ablation.folder / RESULT
     with disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -122,10 +122,10 @@ def connect(size: WorkerSize = WorkerSize()) -> Iterator[Cluster]:
         # Ray raises a plain Exception where a busy machine does not start it in time.
         except Exception as error:
             what = " ".join(str(error).split())[:200]
-            raise NucloraError(
-                f"no Ray cluster{f' at {address}' if address else ''} ({what})",
-                mend="check RAY_ADDRESS and `ray status`, or unset it to work on this machine",
-            ) from error
+            mend = "check RAY_ADDRESS and `ray status`, or unset it to work on this machine"
+            if not address:
+                mend = "see `ray status`, try again when the machine is less busy, or leave out --engine ray"
+            raise NucloraError(f"no Ray cluster{f' at {address}' if address else ''} ({what})", mend=mend) from error
     try:
         # Machines of a cluster that is just being started may join later than its head.
         deadline = time.monotonic() + (_JOINING if "RAY_ADDRESS" in os.environ else 0)

@@ -234,11 +234,12 @@ def _check_folder(ablation: Ablation) -> None:
         raise NucloraError("holds a run, not an ablation", path=folder, mend=mend)
     if folder.exists() and not folder.is_dir():
         raise NucloraError("not a folder", path=folder, mend=mend)
-    # Rows may be begun before the first table is written; whether they are these rows is looked at next. What begins
-    # with the table's name was left by a write that was killed.
+    # Rows may be begun before the first table is written; their runs are looked at next. What begins with the table's
+    # name was left by a write that was killed.
     rows = {ablation.run_folder(row) for row in ablation.rows}
     own = folder.exists() and all(
-        path.name.startswith(f".{RESULT}") or (path in rows and path.is_dir()) for path in folder.iterdir()
+        path.name.startswith(f".{RESULT}") or (path in rows and (path / "run.json").exists())
+        for path in folder.iterdir()
     )
     if folder.exists() and not own and not (folder / RESULT).exists():
         raise NucloraError("neither empty nor an ablation", path=folder, mend=mend)
