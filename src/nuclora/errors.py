@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 
@@ -25,6 +25,22 @@ class NucloraError(Exception):
         line = f"{path}: {reason}" if path is not None else reason
         # A file's name may hold a line break.
         super().__init__(" ".join((f"{line}; {mend}" if mend else line).splitlines()))
+
+
+def require_choice(what: str, choice: object, known: Iterable[str]) -> None:
+    """See that something is one of what there is.
+
+    Args:
+        what: What kind of thing it is, for the error.
+        choice: What was asked for.
+        known: What there is.
+
+    Raises:
+        NucloraError: It is none of them.
+    """
+    known = tuple(known)
+    if choice not in known:
+        raise NucloraError(f"no {what} {choice!r}", mend=f"choose one of {', '.join(known)}")
 
 
 # Of PyTorch's allocators, by system, of CUDA's driver, and of cuBLAS and cuDNN, which allocate by themselves.

@@ -29,7 +29,7 @@ from pydantic import BaseModel
 
 from nuclora.data.folds import ALL_TILES, FoldTable
 from nuclora.data.tiles import TileSet
-from nuclora.errors import NucloraError
+from nuclora.errors import NucloraError, require_choice
 from nuclora.evaluation import Evaluation, Row
 from nuclora.files import AppendLog, damaged, disk_errors, hold, remove_torn, require_utf8, unreadable, write_atomic
 from nuclora.machine import environment
@@ -305,9 +305,8 @@ class Run:
         Raises:
             NucloraError: A file of scores is damaged, or there is no such stage or protocol.
         """
-        for what, name, known in (("stage", stage, STAGES), ("protocol", protocol, PROTOCOLS)):
-            if name not in known:
-                raise NucloraError(f"no {what} {name!r}", mend=f"choose one of {', '.join(known)}")
+        require_choice("stage", stage, STAGES)
+        require_choice("protocol", protocol, PROTOCOLS)
         folds = self.folds.folds
         if stage == ZERO_SHOT:
             return self.zero_shot(protocol).rows_of(folds)

@@ -77,7 +77,7 @@ def alone(tiny_data, recipe, tiny_sam_folder, tmp_path_factory) -> Run:
     return _train(tiny_data, recipe, tmp_path_factory.mktemp("alone") / "run", tiny_sam_folder)
 
 
-def _same_training(run: Run, other: Run) -> None:
+def _assert_same_training(run: Run, other: Run) -> None:
     """The loss of each step within 1e-4, and weights that four steps of Adam, each up to 1e-3, moved alike."""
     losses = [[r["loss"] for r in each.training_records(1) if r["kind"] == "step"] for each in (run, other)]
     assert len(losses[0]) == 4
@@ -114,7 +114,7 @@ def test_two_processes_train_what_one_does_and_one_of_them_writes(alone, tiny_da
     # One table: the helper process prints nothing.
     assert done.stdout.count("mean of the folds") == 1
     together = Run(out)
-    _same_training(alone, together)
+    _assert_same_training(alone, together)
     assert len(together.info["sessions"]) == 1
     assert {row["tile"] for row in together.fine_tuned(1, "oracle-box").rows} == set(together.folds.test(1))
     assert len(together.zero_shot("oracle-box").rows) == len(together.folds.test(1))
@@ -123,7 +123,7 @@ def test_two_processes_train_what_one_does_and_one_of_them_writes(alone, tiny_da
 @pytest.mark.parametrize("parts", [2, 4])
 def test_a_batch_in_parts_trains_what_a_whole_one_does(parts, alone, tiny_data, recipe, tiny_sam_folder, tmp_path):
     split = recipe.model_copy(update={"train": recipe.train.model_copy(update={"accumulation": parts})})
-    _same_training(alone, _train(tiny_data, split, tmp_path / "run", tiny_sam_folder))
+    _assert_same_training(alone, _train(tiny_data, split, tmp_path / "run", tiny_sam_folder))
 
 
 def test_one_process_can_train_in_several_precisions(alone, tiny_data, recipe, tiny_sam_folder, tmp_path):
@@ -132,7 +132,7 @@ def test_one_process_can_train_in_several_precisions(alone, tiny_data, recipe, t
     losses = [[r["loss"] for r in each.training_records(1) if r["kind"] == "step"] for each in (alone, run)]
     assert losses[0] != losses[1]
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.05)
-    _same_training(alone, _train(tiny_data, recipe, tmp_path / "whole", tiny_sam_folder))
+    _assert_same_training(alone, _train(tiny_data, recipe, tmp_path / "whole", tiny_sam_folder))
 
 
 def test_a_batch_that_cannot_be_split_says_what_to_set(tiny_data, recipe, tiny_sam_folder, tmp_path):

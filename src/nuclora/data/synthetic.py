@@ -18,7 +18,7 @@ from scipy import ndimage
 
 from nuclora.data.tiles import Sample, counted
 from nuclora.data.tissue import LOOKS, Field, Look, Nuclei, Pose, Scene, blob, lay_out, noise, step
-from nuclora.errors import NucloraError
+from nuclora.errors import NucloraError, require_choice
 from nuclora.files import atomic_folder, disk_errors, hold_file, place_of_new
 
 # Optical densities (red, green, blue) of one unit, read off real tiles after taking out the lamp.
@@ -58,8 +58,7 @@ def synthesize_tile(size: int, seed: int, organ: int | str) -> Sample:
     if not 64 <= size <= 4096:
         raise NucloraError(f"no synthetic tile can have a side of {size} pixels", mend="ask for 64 to 4096")
     name = organ if isinstance(organ, str) else dict(enumerate(ORGANS)).get(organ, str(organ))
-    if name not in LOOKS:
-        raise NucloraError(f"no synthetic organ {name!r}", mend=f"choose one of {', '.join(ORGANS)}")
+    require_choice("synthetic organ", name, ORGANS)
     look = LOOKS[name]
     rng = np.random.default_rng((seed, ORGANS.index(name)))
     scene = lay_out(look, size, rng)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from nuclora.errors import NucloraError
+from nuclora.errors import NucloraError, require_choice
 from nuclora.inference.predictor import PROMPTS_AT_ONCE, DenseNetwork, Predictor, base_of
 from nuclora.models.adapter import load_adapter, read_card, read_recipe, tuned_settings
 from nuclora.models.bases import BASES
@@ -57,9 +57,8 @@ def load_model(
             or the backend is not installed or does not compute so; or no such precision, backend, device or input
             size.
     """
-    for what, choice, known in (("precision", precision, (*PRECISIONS, "auto")), ("backend", backend, BACKENDS)):
-        if choice not in known:
-            raise NucloraError(f"no {what} {choice!r}", mend=f"choose one of {', '.join(known)}")
+    require_choice("precision", precision, (*PRECISIONS, "auto"))
+    require_choice("backend", backend, BACKENDS)
     if input_size is not None and input_size < 1:
         raise NucloraError(f"an input size of {input_size} pixels", mend="leave it out for the trained one")
     path = Path(weights) if weights is not None else None

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from nuclora.data.prompts import inner_points, label_boxes
-from nuclora.errors import NucloraError
+from nuclora.errors import NucloraError, require_choice
 from nuclora.inference.everything import segment_everything
 from nuclora.inference.merge import masks_to_labels
 from nuclora.recipe import PROTOCOLS, EvaluateSettings
@@ -51,8 +51,7 @@ def segment(
     Raises:
         NucloraError: An unknown protocol, or an oracle without the truth, or with one that is not of the image.
     """
-    if protocol not in PROTOCOLS:
-        raise NucloraError(f"no protocol {protocol!r}", mend=f"choose one of {', '.join(PROTOCOLS)}")
+    require_choice("protocol", protocol, PROTOCOLS)
     if protocol == "automatic" and predictor.dense is not None:
         return predictor.nuclei(image if isinstance(image, np.ndarray) else image.image, settings).labels
     encoded = predictor.encode(image) if isinstance(image, np.ndarray) else image
