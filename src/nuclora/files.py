@@ -39,7 +39,7 @@ def disk_errors(path: Path) -> Iterator[None]:
     except OSError as error:
         mend = "check the path and its permissions"
         if error.errno in _FULL:
-            mend = "free some space and run the same command again: it goes on from what is there"
+            mend = "free some space and run the same command again: nothing that is done is lost"
         elif error.errno == errno.EFBIG:
             mend = "raise the limit (ulimit -f), or write to a file system that takes larger files"
         raise NucloraError(f"cannot write ({error.strerror or error})", path=path, mend=mend) from error
