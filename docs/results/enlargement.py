@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from common import told
+from common import MEASURES, told
 from nuclora.data import open_tiles
 from nuclora.data.tiles import Sample
 from nuclora.inference.evaluate import score_tile
@@ -27,7 +27,6 @@ from nuclora.run import Run
 
 TILES = 24
 PROTOCOLS = ("oracle-box", "oracle-point")
-MEASURES = ("dice", "aji", "pq")
 
 
 def piece(sample: Sample) -> Sample:

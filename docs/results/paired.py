@@ -19,14 +19,13 @@ from pathlib import Path
 
 from collect import sessions_of
 
-from common import told
+from common import MEASURES, told
 from nuclora.evaluation import Row
 from nuclora.machine import environment
 from nuclora.metrics.aggregate import Summary, paired_difference, summarise
 from nuclora.report.reliability import calibration
 from nuclora.run import Run
 
-MEASURES = ("dice", "aji", "pq")
 STAGE = "fine-tuned"
 ERRORS = ("missed", "merged", "split", "false")
 

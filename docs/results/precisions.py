@@ -17,19 +17,14 @@ import time
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
-from common import told
-from nuclora.data import open_tiles
-from nuclora.data.folds import ALL_TILES, inner_split, make_folds
+from common import against, inner_tiles_of_all, told
+from nuclora.data.folds import ALL_TILES
 from nuclora.inference.evaluate import score_tile
 from nuclora.inference.loading import BACKENDS, Backend, load_model
 from nuclora.machine import environment
 from nuclora.metrics import score
-from nuclora.metrics.aggregate import paired_difference, summarise
-from nuclora.models.adapter import read_card, read_recipe, shipped_adapter
+from nuclora.models.adapter import shipped_adapter
 from nuclora.models.precision import PRECISIONS, Precision
-from nuclora.training.plan import thin
-
-MEASURES = ("dice", "aji", "pq")
 
 
 class Side(NamedTuple):
@@ -60,9 +55,7 @@ def main() -> None:
     if not asked.int8 and any(side.precision == "int8" for side in asked.sides):
         parser.error("a side in int8 needs --int8 ADAPTER, what `nuclora quantize` made")
     adapter = asked.adapter or shipped_adapter()
-    recipe = read_recipe(adapter, read_card(adapter))
-    tiles = open_tiles(asked.data)
-    names = thin(inner_split(make_folds(tiles, 5, recipe.seed), ALL_TILES, seed=recipe.seed)[1], asked.tiles)
+    tiles = inner_tiles_of_all(asked.data, adapter, asked.tiles)
     entries: list[dict[str, Any]] = []
     reference: list[dict[str, Any]] = []
     found_first: dict[str, Any] = {}
@@ -72,7 +65,7 @@ def main() -> None:
         settings = predictor.settings.with_views(views) if views else predictor.settings
         rows, same = [], []
         began = time.process_time()
-        for tile in tiles.subset(names):
+        for tile in tiles:
             sample = tile.read()
             labels = predictor.nuclei(sample.image, settings).labels
             rows.append({"tile": tile.name, "group": tile.group, "fold": ALL_TILES} | score_tile(sample, labels))
@@ -82,8 +75,7 @@ def main() -> None:
         entries.append({
             "backend": backend, "precision": precision, "views": settings.decode.views, "tiles": len(rows),
             "cpu_s_per_tile": seconds / len(rows),
-            "mean": {name: summarise(rows).mean[name] for name in MEASURES},
-            "difference": {name: paired_difference(rows, reference, name) for name in MEASURES},
+            **against(rows, reference),
             "pq_with_first": sum(same) / len(same),
         })  # fmt: skip
     print(json.dumps({"session": environment(), "sides": entries}, indent=1))

@@ -11,14 +11,12 @@ from pathlib import Path
 
 import numpy as np
 
-from common import inner_tiles, told
+from common import MEASURES, inner_tiles, told
 from nuclora.data.prompts import inner_points, label_boxes
 from nuclora.inference.loading import load_model
 from nuclora.inference.merge import masks_to_labels
 from nuclora.metrics import score
 from nuclora.run import Run
-
-MEASURES = ("dice", "aji", "pq")
 
 
 def main() -> None:

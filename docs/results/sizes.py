@@ -20,54 +20,33 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from common import told
-from nuclora.data import open_tiles
-from nuclora.data.folds import ALL_TILES, inner_split, make_folds
-from nuclora.data.targets import OFFSETS, STRIDE
+from common import against, inner_tiles_of_all, told
+from nuclora.data.folds import ALL_TILES
+from nuclora.data.targets import MAPS, OFFSETS, STRIDE
 from nuclora.inference.evaluate import score_tile
 from nuclora.inference.loading import load_model
 from nuclora.inference.predictor import Maps, Predictor
-from nuclora.inference.views import show, undo, views
+from nuclora.inference.views import average
 from nuclora.machine import environment
-from nuclora.metrics.aggregate import paired_difference, summarise
-from nuclora.models.adapter import read_card, read_recipe, shipped_adapter
-from nuclora.models.dense_decoder import activate
-from nuclora.training.plan import thin
+from nuclora.models.adapter import shipped_adapter
 
-MEASURES = ("dice", "aji", "pq")
 VIEWS = 4
 
 Floats = NDArray[np.float32]
 
 
-def seen_at(predictor: Predictor, image: NDArray[np.uint8], size: int) -> Floats:
-    """The maps of each view of a square tile at a size, laid back on the tile: (4, 5, side / 2, side / 2)."""
-    side, predictor_size = image.shape[0], predictor.input_size
-    shown_side = STRIDE * round(side * size / predictor_size / STRIDE)
+def seen_at(predictor: Predictor, image: NDArray[np.uint8], scale: float) -> Floats:
+    """The maps of each view of a square tile, enlarged by a scale, laid back on it: (4, 5, side / 2, side / 2)."""
+    side = image.shape[0]
+    shown_side = STRIDE * round(side * scale / STRIDE)
     shown = np.asarray(Image.fromarray(image).resize((shown_side, shown_side), Image.Resampling.BICUBIC))
-    asked = views(VIEWS)
-    predictor.input_size = size
-    try:
-        inputs = [predictor.window_inputs(show(shown, view)) for view in asked]
-    finally:
-        predictor.input_size = predictor_size
-    autocast = torch.autocast("cpu", torch.bfloat16, enabled=predictor.precision == "bf16")
-    with torch.inference_mode(), autocast:
-        raw = [activate(predictor.model(*one))[0].float().numpy() for one in inputs]
-    maps = torch.from_numpy(np.stack([undo(one, view) for one, view in zip(raw, asked, strict=True)]))
+    maps = torch.from_numpy(predictor.window_views(shown, VIEWS))
     if shown_side != side:
         maps = torch.nn.functional.interpolate(maps, size=side // STRIDE, mode="bilinear", antialias=True)
         # Offsets are in pixels of what was shown.
         maps[:, OFFSETS] *= side / shown_side
     back: Floats = maps.numpy()
     return back
-
-
-def averaged(seen: list[Floats]) -> Maps:
-    """As :meth:`nuclora.inference.predictor.Predictor.window_planes` averages views."""
-    every = np.concatenate(seen)
-    mean = every.mean(0)
-    return Maps(mean, np.hypot(*(every[:, OFFSETS] - mean[OFFSETS]).swapaxes(0, 1)).mean(0))
 
 
 def main() -> None:
@@ -79,17 +58,18 @@ def main() -> None:
     asked = parser.parse_args()
     sizes = {side: tuple(map(int, side.split("+"))) for side in asked.sides}
     adapter = shipped_adapter()
-    recipe = read_recipe(adapter, read_card(adapter))
     predictor = load_model(adapter, device="cpu", precision="auto", prompts=False)
-    predictor.model.eval()
-    tiles = open_tiles(asked.data)
-    names = thin(inner_split(make_folds(tiles, 5, recipe.seed), ALL_TILES, seed=recipe.seed)[1], asked.tiles)
+    by_size = {
+        size: load_model(adapter, device="cpu", precision="auto", prompts=False, input_size=size)
+        for size in {size for several in sizes.values() for size in several}
+    }
     rows: dict[str, list[dict[str, Any]]] = {side: [] for side in sizes}
-    for tile in tiles.subset(names):
+    for tile in inner_tiles_of_all(asked.data, adapter, asked.tiles):
         sample = tile.read()
-        seen = {size: seen_at(predictor, sample.image, size) for size in sorted(set(sum(sizes.values(), ())))}
+        seen = {size: seen_at(one, sample.image, size / predictor.input_size) for size, one in by_size.items()}
         for side, its_sizes in sizes.items():
-            maps = averaged([seen[size] for size in its_sizes])
+            planes = average(np.concatenate([seen[size] for size in its_sizes]))
+            maps = Maps(planes[: len(MAPS)], planes[len(MAPS)])
             height, width = sample.labels.shape
             labels = predictor.decode_maps(maps, (height, width), predictor.settings).labels
             rows[side].append({"tile": tile.name, "group": tile.group, "fold": ALL_TILES} | score_tile(sample, labels))
@@ -97,8 +77,7 @@ def main() -> None:
     entries = [
         {
             "sizes": list(sizes[side]), "views": VIEWS * len(sizes[side]), "tiles": len(found),
-            "mean": {name: summarise(found).mean[name] for name in MEASURES},
-            "difference": {name: paired_difference(found, reference, name) for name in MEASURES},
+            **against(found, reference),
         }
         for side, found in rows.items()
     ]  # fmt: skip

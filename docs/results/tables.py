@@ -16,9 +16,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
-from paired import MEASURES
-
-from common import told
+from common import MEASURES, told
 from nuclora.errors import NucloraError
 from nuclora.machine import environment
 from nuclora.metrics.aggregate import paired_difference, summarise

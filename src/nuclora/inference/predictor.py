@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from nuclora.data.prompts import to_input_frame
-from nuclora.data.targets import MAPS, OFFSETS, STRIDE
+from nuclora.data.targets import MAPS, STRIDE
 from nuclora.errors import NucloraError
 from nuclora.inference.merge import MASK_THRESHOLD, Mask, crop_masks
 from nuclora.inference.protocols import segment
 from nuclora.inference.scale import labels_back, rescale, scale_to
 from nuclora.inference.scores import Calibration, expected_ious, find_nuclei
-from nuclora.inference.views import show, undo, views
+from nuclora.inference.views import average, show, undo, views
 from nuclora.inference.windows import Known, Part, predict_windows
 from nuclora.io.microns import require_plausible
 from nuclora.models.dense_decoder import activate
@@ -284,16 +284,22 @@ class Predictor:
             window: uint8 (side, side, 3), RGB.
             count: How many views.
         """
+        return average(self.window_views(window, count))
+
+    def window_views(self, window: NDArray[np.uint8], count: int) -> NDArray[np.float32]:
+        """The maps that each view of a window gives, as they lie on the window: (count, 5, side / 2, side / 2).
+
+        Args:
+            window: uint8 (side, side, 3), RGB.
+            count: How many views.
+        """
         self.model.eval()
         asked = views(count)
         shown = [show(window, view) for view in asked]
         # A CPU is no faster with several views at once, and needs more memory.
         batches = [[one] for one in shown] if self.device.type == "cpu" else [shown]
         found = [maps for batch in batches for maps in self._maps(batch)]
-        seen = np.stack([undo(maps, view) for maps, view in zip(found, asked, strict=True)])
-        mean = seen.mean(0)
-        apart = np.hypot(*(seen[:, OFFSETS] - mean[OFFSETS]).swapaxes(0, 1)).mean(0)
-        return np.concatenate([mean, apart[None]])
+        return np.stack([undo(maps, view) for maps, view in zip(found, asked, strict=True)])
 
     def window_inputs(self, *windows: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
         """What the network sees of B windows, uint8 (side, side, 3): at the input's size, and at its own.

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from nuclora.data.targets import OFFSETS
 from nuclora.errors import NucloraError
 
 _OFFSET_Y, _OFFSET_X = 3, 4
@@ -70,3 +71,17 @@ def undo(maps: NDArray[np.float32], view: View) -> NDArray[np.float32]:
         # A quarter turn against the clock takes right to up: back, up is right and right is down.
         maps[[_OFFSET_Y, _OFFSET_X]] = np.stack([maps[_OFFSET_X], -maps[_OFFSET_Y]])
     return np.ascontiguousarray(maps)
+
+
+def average(seen: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The mean of several views' maps, and how far their votes are from it.
+
+    Args:
+        seen: (n, 5, h, w), as they lie on the image.
+
+    Returns:
+        (6, h, w): the mean maps, and last the mean distance in pixels of the votes from their mean.
+    """
+    mean = seen.mean(0)
+    apart = np.hypot(*(seen[:, OFFSETS] - mean[OFFSETS]).swapaxes(0, 1)).mean(0)
+    return np.concatenate([mean, apart[None]])
